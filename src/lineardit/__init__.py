@@ -1,0 +1,1 @@
+"""Train, fine-tune, run and serve linear-attention diffusion transformers."""

@@ -1,0 +1,1 @@
+"""The deep-compression autoencoder (DC-AE)."""

@@ -1,0 +1,1 @@
+"""What `lineardit bench` measures."""

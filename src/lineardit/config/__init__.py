@@ -1,0 +1,1 @@
+"""Options as frozen, validated values: models, runs, presets, files. Imports no torch."""

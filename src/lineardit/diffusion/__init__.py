@@ -1,0 +1,1 @@
+"""Paths, objectives, guidance and samplers over any callable velocity(latents, times)."""

@@ -1,0 +1,1 @@
+"""The operators: their definition and the paths that compute them."""

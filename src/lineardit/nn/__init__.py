@@ -1,0 +1,1 @@
+"""Layers that the transformer and the autoencoder share."""

@@ -1,0 +1,1 @@
+"""Diffusion transformers: the SANA network and its block."""
