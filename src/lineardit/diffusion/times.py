@@ -1,0 +1,103 @@
+"""Times between image (0) and noise (1): their shift, how training draws them, grids."""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lineardit.errors import InputError
+
+
+def check_steps(steps: int) -> int:
+    """`steps` itself. Raises `InputError` unless it is a positive whole number."""
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise InputError(f"steps={steps!r} is not a positive whole number. Use 1 or more; 20 is usual.")
+    return steps
+
+
+def check_shift(shift: float) -> float:
+    """`shift` itself. Raises `InputError` unless it is a positive finite number."""
+    if not (math.isfinite(shift) and shift > 0):
+        raise InputError(f"shift={shift} is not a positive number. Use 1.0 for none, 3.0 for large pictures.")
+    return shift
+
+
+def shift_times(times: Float[Tensor, "*axes"], shift: float) -> Float[Tensor, "*axes"]:
+    """t' = s t / (1 + (s - 1) t): keeps 0 and 1, and moves what lies between towards noise where s > 1.
+
+    More pixels hide the same noise better, so larger pictures need a larger shift
+    (Stable Diffusion 3, arXiv:2403.03206, section 5.3.2).
+    """
+    check_shift(shift)
+    return shift * times / (1 + (shift - 1) * times)
+
+
+def unshift_times(times: Float[Tensor, "*axes"], shift: float) -> Float[Tensor, "*axes"]:
+    """The inverse of `shift_times`."""
+    return shift_times(times, 1 / check_shift(shift))
+
+
+@runtime_checkable
+class TimeDistribution(Protocol):
+    """Where on (0, 1) training looks."""
+
+    def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, "count"]:
+        """`count` times in float32, on the generator's device."""
+        ...
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Every time is as likely as any other."""
+
+    def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, "count"]:
+        """`count` times in float32, on the generator's device."""
+        return torch.rand(count, generator=generator, device=generator.device)
+
+
+@dataclass(frozen=True)
+class LogitNormal:
+    """t = sigmoid(mean + std n) with n normal: looks at the middle most (arXiv:2403.03206, section 3.1)."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
+            raise InputError(
+                f"LogitNormal(mean={self.mean}, std={self.std}) needs a finite mean and a positive std. "
+                "Use mean=0.0 and std=1.0."
+            )
+
+    def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, "count"]:
+        """`count` times in float32, on the generator's device."""
+        normal = torch.randn(count, generator=generator, device=generator.device)
+        return torch.sigmoid(self.mean + self.std * normal)
+
+
+@dataclass(frozen=True)
+class Mode:
+    """t = 1 - u - scale (cos(pi u / 2)^2 - 1 + u) with u uniform (arXiv:2403.03206, section 3.1).
+
+    A positive scale looks at the middle, a negative one at the ends, 0 is uniform. Outside
+    [-1, 2 / (pi - 2)] the map from u to t would fold back on itself.
+    """
+
+    scale: float = 1.29
+
+    def __post_init__(self) -> None:
+        if not -1 <= self.scale <= 2 / (math.pi - 2):
+            raise InputError(f"Mode(scale={self.scale}) lies outside [-1, 1.75]. Use 1.29, or 0 for uniform.")
+
+    def draw(self, count: int, generator: torch.Generator) -> Float[Tensor, "count"]:
+        """`count` times in float32, on the generator's device."""
+        u = torch.rand(count, generator=generator, device=generator.device)
+        return 1 - u - self.scale * (torch.cos(math.pi / 2 * u).square() - 1 + u)
+
+
+def flow_times(steps: int, shift: float = 1.0) -> Float[Tensor, "stops"]:
+    """`steps + 1` times from exactly 1 to exactly 0: equal steps, then shifted. float64, on the CPU."""
+    return shift_times(torch.linspace(1, 0, check_steps(steps) + 1, dtype=torch.float64), shift)
