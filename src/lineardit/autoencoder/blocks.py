@@ -1,0 +1,54 @@
+"""The two blocks of the autoencoder: convolutional where pixels are many, attentive where they are few."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lineardit.config.models import StageConfig
+from lineardit.nn.attention import MultiScaleLinearAttention
+from lineardit.nn.feed_forward import GLUMBConv
+from lineardit.nn.norm import ChannelRMSNorm, RMSNorm
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "relu": nn.ReLU}
+GLU_RATIO = 4
+
+
+class ResidualBlock(nn.Module):
+    """x + norm(conv(activation(conv(x)))), 3x3 convolutions."""
+
+    def __init__(self, stage: StageConfig) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(stage.width, stage.width, 3, padding=1)
+        self.activation = ACTIVATIONS[stage.activation]()
+        self.second = nn.Conv2d(stage.width, stage.width, 3, padding=1, bias=False)
+        self.norm: nn.Module = (
+            nn.BatchNorm2d(stage.width) if stage.norm == "batch" else ChannelRMSNorm(stage.width, bias=True)
+        )
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Refine every pixel from its 5x5 neighbourhood."""
+        refined: Tensor = self.norm(self.second(self.activation(self.first(x))))
+        return x + refined
+
+
+class EfficientViTBlock(nn.Module):
+    """Linear attention over all pixels, then a GLUMBConv, each with its norm and residual."""
+
+    def __init__(self, stage: StageConfig, head_dim: int) -> None:
+        super().__init__()
+        norm = ChannelRMSNorm(stage.width, bias=True)
+        self.attention = MultiScaleLinearAttention(stage.width, head_dim, stage.kernels, norm)
+        self.feed_forward = GLUMBConv(stage.width, GLU_RATIO * stage.width)
+        self.feed_forward_norm = RMSNorm(stage.width, bias=True)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Mix all pixels, then each with its neighbours."""
+        x = x + self.attention(x)
+        mixed: Tensor = self.feed_forward_norm(self.feed_forward(x.movedim(1, -1)))
+        return x + mixed.movedim(-1, 1)
+
+
+def stage_blocks(stage: StageConfig, head_dim: int) -> list[nn.Module]:
+    """The `depth` blocks of one resolution."""
+    if stage.block == "efficientvit":
+        return [EfficientViTBlock(stage, head_dim) for _ in range(stage.depth)]
+    return [ResidualBlock(stage) for _ in range(stage.depth)]

@@ -1,0 +1,89 @@
+"""Linear attention in O(n): a (d, e) memory and a (d) mass that add up over keys, then applied to queries."""
+
+from typing import NamedTuple
+
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from lineardit.errors import InputError, ShapeError
+from lineardit.kernels.reference import EPS, feature_map
+
+
+class LinearAttentionState(NamedTuple):
+    """All that queries need to know of the keys and values. States of disjoint keys add up, exactly.
+
+    Linear attention is a sum over tokens, so tokens may come in chunks, from tiles or from other machines.
+    """
+
+    memory: Float[Tensor, "b heads d e"]
+    mass: Float[Tensor, "b heads d"]
+
+    def merge(self, other: "LinearAttentionState") -> "LinearAttentionState":
+        """The state of both sets of keys."""
+        return LinearAttentionState(self.memory + other.memory, self.mass + other.mass)
+
+
+def linear_attention_state(
+    key: Float[Tensor, "b heads m d"],
+    value: Float[Tensor, "b heads m e"],
+    *,
+    feature_map_name: str = "relu",
+    mask: Bool[Tensor, "b m"] | None = None,
+) -> LinearAttentionState:
+    """memory = phi(key)^T value and mass = sum phi(key), in float32 or wider.
+
+    Raises:
+        ShapeError: the mask has another length than the keys.
+    """
+    features = feature_map(_widen(key), feature_map_name)
+    if mask is not None:
+        if mask.shape != (key.shape[0], key.shape[2]):
+            raise ShapeError(
+                f"mask of shape {tuple(mask.shape)} does not fit {key.shape[0]} rows of {key.shape[2]} keys: "
+                f"give a bool mask of shape ({key.shape[0]}, {key.shape[2]})."
+            )
+        features = features * mask[:, None, :, None]
+    return LinearAttentionState(features.transpose(-1, -2) @ _widen(value), features.sum(-2))
+
+
+def linear_attention(
+    query: Float[Tensor, "b heads n d"],
+    key: Float[Tensor, "b heads m d"] | None,
+    value: Float[Tensor, "b heads m e"] | None,
+    *,
+    feature_map: str = "relu",
+    mask: Bool[Tensor, "b m"] | None = None,
+    state: LinearAttentionState | None = None,
+) -> Float[Tensor, "b heads n e"]:
+    """phi(q) (phi(k)^T v) / (phi(q) . sum phi(k) + 1e-15), in time and memory linear in n and m.
+
+    Sums run in float32 (float64 for float64 inputs); the result has the query's dtype. With `state`, its keys
+    count too; key and value may then be None. `mask` keeps the true keys; when none is kept the result is 0.
+
+    Raises:
+        InputError: neither keys and values nor a state, an integer tensor, or an unknown feature map.
+        ShapeError: the state or the mask was made for other shapes.
+    """
+    if not query.is_floating_point():
+        raise InputError(f"query has dtype {query.dtype}: give float32, bfloat16, float16 or float64.")
+    if key is not None and value is not None:
+        own = linear_attention_state(key, value, feature_map_name=feature_map, mask=mask)
+        state = own if state is None else state.merge(own)
+    if state is None:
+        raise InputError("linear_attention has nothing to attend to: give key and value, or a state.")
+    if state.mass.shape[-1] != query.shape[-1]:
+        raise ShapeError(
+            f"the state has head size {state.mass.shape[-1]} and the query {query.shape[-1]}: "
+            "apply a state only to queries of the size it was made with."
+        )
+    return _apply(query, state, feature_map)
+
+
+def _apply(query: Tensor, state: LinearAttentionState, feature_map_name: str) -> Tensor:
+    features = feature_map(_widen(query), feature_map_name)
+    denominator = features @ state.mass.unsqueeze(-1) + EPS
+    return (features @ state.memory / denominator).to(query.dtype)
+
+
+def _widen(x: Tensor) -> Tensor:
+    return x if x.dtype.itemsize >= 4 else x.float()

@@ -1,0 +1,115 @@
+"""Attention layers: linear over the picture's own tokens, softmax over the prompt's."""
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lineardit.kernels.linear_attention import linear_attention
+from lineardit.nn.norm import RMSNorm
+
+
+def _qk_norm(width: int, wanted: bool) -> nn.Module:
+    """RMSNorm over all heads together, as SANA-1.5 and Sprint have it, or nothing."""
+    return RMSNorm(width) if wanted else nn.Identity()
+
+
+class LinearSelfAttention(nn.Module):
+    """Every token attends to every token with ReLU linear attention: O(n) (SANA, section 2.2)."""
+
+    def __init__(self, width: int, head_dim: int, *, qk_norm: bool = False, feature_map: str = "relu") -> None:
+        super().__init__()
+        self.head_dim, self.feature_map = head_dim, feature_map
+        self.to_qkv = nn.Linear(width, 3 * width, bias=False)
+        self.query_norm, self.key_norm = _qk_norm(width, qk_norm), _qk_norm(width, qk_norm)
+        self.to_out = nn.Linear(width, width)
+
+    def forward(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
+        """Mix the tokens; their order does not matter."""
+        query, key, value = self.to_qkv(x).chunk(3, dim=-1)
+        mixed = linear_attention(
+            self._heads(self.query_norm(query)),
+            self._heads(self.key_norm(key)),
+            self._heads(value),
+            feature_map=self.feature_map,
+        )
+        out: Tensor = self.to_out(rearrange(mixed, "b heads n d -> b n (heads d)"))
+        return out
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return rearrange(x, "b n (heads d) -> b heads n d", d=self.head_dim)
+
+
+class CrossAttention(nn.Module):
+    """Every image token attends to the prompt's tokens with softmax attention.
+
+    A prompt whose mask is all false is attended to uniformly instead of giving NaN.
+    """
+
+    def __init__(self, width: int, head_dim: int, *, qk_norm: bool = False) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.to_q = nn.Linear(width, width)
+        self.to_kv = nn.Linear(width, 2 * width)
+        self.query_norm, self.key_norm = _qk_norm(width, qk_norm), _qk_norm(width, qk_norm)
+        self.to_out = nn.Linear(width, width)
+
+    def forward(
+        self, x: Float[Tensor, "b n c"], prompt: Float[Tensor, "b m c"], mask: Bool[Tensor, "b m"] | None = None
+    ) -> Float[Tensor, "b n c"]:
+        """What the prompt says to each token; `mask` keeps the prompt's true tokens."""
+        key, value = self.to_kv(prompt).chunk(2, dim=-1)
+        mixed = functional.scaled_dot_product_attention(
+            self._heads(self.query_norm(self.to_q(x))),
+            self._heads(self.key_norm(key)),
+            self._heads(value),
+            attn_mask=None if mask is None else _never_empty(mask)[:, None, None, :],
+        )
+        out: Tensor = self.to_out(rearrange(mixed, "b heads n d -> b n (heads d)"))
+        return out
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return rearrange(x, "b n (heads d) -> b heads n d", d=self.head_dim)
+
+
+def _never_empty(mask: Bool[Tensor, "b m"]) -> Bool[Tensor, "b m"]:
+    return mask | ~mask.any(-1, keepdim=True)
+
+
+class MultiScaleLinearAttention(nn.Module):
+    """EfficientViT's linear attention over pixels (arXiv:2205.14756): extra heads see depthwise-mixed q, k, v.
+
+    The channels of [q k v] and of every extra scale are cut into groups of 3 head_dim, and each group is one
+    head: so the published weights have it, whatever the names of the projections suggest.
+    """
+
+    def __init__(self, width: int, head_dim: int, kernels: tuple[int, ...], norm: nn.Module) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.to_qkv = nn.Linear(width, 3 * width, bias=False)
+        self.scales = nn.ModuleList(_Scale(3 * width, head_dim, kernel) for kernel in kernels)
+        self.to_out = nn.Linear(width * (1 + len(kernels)), width, bias=False)
+        self.norm = norm
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """The branch's output, normalised; the caller adds it to `x`."""
+        height = x.shape[-2]
+        qkv = self.to_qkv(x.movedim(1, -1)).movedim(-1, 1)
+        scales = torch.cat([qkv, *(scale(qkv) for scale in self.scales)], dim=1)
+        query, key, value = rearrange(
+            scales, "b (heads three d) h w -> three b heads (h w) d", three=3, d=self.head_dim
+        ).unbind()
+        mixed = rearrange(linear_attention(query, key, value), "b heads (h w) d -> b h w (heads d)", h=height)
+        out: Tensor = self.norm(self.to_out(mixed).movedim(-1, 1))
+        return out
+
+
+class _Scale(nn.Sequential):
+    """Depthwise convolution of q, k and v, then a 1x1 convolution within each third of each head."""
+
+    def __init__(self, channels: int, head_dim: int, kernel: int) -> None:
+        super().__init__(
+            nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False),
+            nn.Conv2d(channels, channels, 1, groups=channels // head_dim, bias=False),
+        )

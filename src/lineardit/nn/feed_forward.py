@@ -1,0 +1,26 @@
+"""Feed-forward layers that look at their neighbours."""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class GLUMBConv(nn.Module):
+    """Gated inverted bottleneck: 1x1 to 2H and SiLU, depthwise 3x3, a * SiLU(g), 1x1 back (SANA, section 2.2).
+
+    The depthwise convolution is what tells tokens where they are relative to each other; SANA needs no
+    position embedding because of it. Works on (b h w c), where the 1x1 convolutions are plain linears.
+    """
+
+    def __init__(self, width: int, hidden_width: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(width, 2 * hidden_width)
+        self.depthwise = nn.Conv2d(2 * hidden_width, 2 * hidden_width, 3, padding=1, groups=2 * hidden_width)
+        self.contract = nn.Linear(hidden_width, width, bias=False)
+
+    def forward(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
+        """Mix every pixel with its eight neighbours and its channels."""
+        hidden = functional.silu(self.expand(x))
+        content, gate = self.depthwise(hidden.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).chunk(2, dim=-1)
+        mixed: Tensor = self.contract(content * functional.silu(gate))
+        return mixed
