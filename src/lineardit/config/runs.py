@@ -1,0 +1,170 @@
+"""Recipes of training runs: what is trained, on which scenes, how fast and how long."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from lineardit.config.models import AutoencoderConfig, Config, SceneTextConfig, TransformerConfig
+from lineardit.config.scenes import SceneConfig
+
+
+class OptimizerConfig(Config):
+    """How weights follow their gradients."""
+
+    optimizer: Literal["adamw"] = "adamw"
+    """Decoupled weight decay (arXiv:1711.05101)."""
+    learning_rate: float = Field(3e-4, gt=0)
+    """Rate after the warm-up, before the decay."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """Shares of the past in the running means of the gradient and of its square."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Share of a matrix removed per step at rate 1; norms, biases and tables do not decay."""
+    clip: float = Field(1.0, gt=0)
+    """Longest gradient over all weights; longer ones are scaled down to it."""
+    warmup_steps: int = Field(500, ge=0)
+    """Steps in which the rate rises from 0; a shorter run, made to try something, ends within them."""
+    decay: Literal["cosine", "constant", "wsd"] = "cosine"
+    """From the warm-up to the last step: a half cosine, no change, or no change and then a straight fall."""
+    decay_share: float = Field(0.2, gt=0, le=1)
+    """Share of all steps in which `wsd` falls."""
+    final_share: float = Field(0.05, ge=0, le=1)
+    """Rate at the last step over the full rate."""
+
+    @model_validator(mode="after")
+    def betas_are_shares(self) -> Self:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas={self.betas}: each is at least 0 and below 1.")
+        return self
+
+
+class LoopConfig(OptimizerConfig):
+    """How long a run takes, and what it writes on the way."""
+
+    steps: int = Field(gt=0)
+    """Steps of the whole run, those before an interruption included."""
+    batch_size: int = Field(gt=0)
+    """Samples per step."""
+    seed: int = Field(0, ge=0)
+    """All randomness of step k is a function of this and k."""
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    """Of matrix products; weights, sums and the optimizer stay in float32."""
+    compile: bool = False
+    """Fuse the forward and backward pass with torch.compile: minutes to start, then about twice as fast."""
+    ema_half_life: float = Field(1000, gt=0)
+    """Steps after which a weight's share in the running average has halved."""
+    log_every: int = Field(50, gt=0)
+    """Steps between two lines of the log."""
+    sample_every: int = Field(1000, gt=0)
+    """Steps between two sample pictures."""
+    checkpoint_every: int = Field(1000, gt=0)
+    """Most steps between two checkpoints."""
+    checkpoint_minutes: float = Field(10, gt=0)
+    """Most minutes between two checkpoints."""
+    keep: int = Field(2, gt=0)
+    """Checkpoints that stay; older ones are removed."""
+
+
+class ReconstructionConfig(Config):
+    """What counts as a good reconstruction: weights of a sum of losses, pixels in [-1, 1]."""
+
+    l1: float = Field(1.0, ge=0)
+    """Of the mean absolute error."""
+    mse: float = Field(0.0, ge=0)
+    """Of the mean squared error."""
+    perceptual: float = Field(0.0, ge=0)
+    """Of the distance between features; 0 builds no feature network."""
+
+    @model_validator(mode="after")
+    def something_is_learned(self) -> Self:
+        if not self.l1 + self.mse + self.perceptual:
+            raise ValueError("l1, mse and perceptual are all 0: nothing would be learned. Use l1=1.0.")
+        return self
+
+
+class TimeConfig(Config):
+    """Where between image (0) and noise (1) training looks: t = sigmoid(mean + std n), then shifted."""
+
+    mean: float = 0.0
+    """Of the normal distribution inside the sigmoid; above 0 looks at noisier times."""
+    std: float = Field(1.0, gt=0)
+    """Of the normal distribution inside the sigmoid; larger looks more at the ends."""
+    shift: float = Field(1.0, gt=0)
+    """t' = shift t / (1 + (shift - 1) t); above 1 looks at noisier times."""
+
+
+class SampleConfig(Config):
+    """The pictures drawn during training, always from the same noise."""
+
+    prompts: tuple[str, ...] = (
+        "a red apple left of a cat on a sky blue background",
+        "three stars on a dark background",
+        "a dog",
+        "a small house above a large tree on a green background",
+    )
+    """What is drawn, one picture each."""
+    num_inference_steps: int = Field(20, gt=0)
+    """Calls of the network per picture, without those that guidance adds."""
+    guidance_scale: float = Field(4.0, ge=0)
+    """1 draws without guidance."""
+
+
+class AutoencoderRun(Config):
+    """Train an autoencoder on drawn scenes."""
+
+    kind: Literal["autoencoder"] = "autoencoder"
+    """Tells recipes apart."""
+    model: AutoencoderConfig
+    scenes: SceneConfig = SceneConfig()
+    loss: ReconstructionConfig = ReconstructionConfig()
+    crop: int | None = Field(None, gt=0)
+    """Train on windows of this many pixels around an object, at multiples of the stride; none: whole scenes."""
+    start: Path | None = None
+    """Folder of an autoencoder whose weights this run starts from."""
+    train: LoopConfig
+
+    @model_validator(mode="after")
+    def crop_fits(self) -> Self:
+        if self.crop is not None and (self.crop % self.model.stride or self.crop > self.scenes.size):
+            raise ValueError(
+                f"crop={self.crop} is no multiple of the stride {self.model.stride} or above the scenes' size "
+                f"{self.scenes.size}. Use {self.scenes.size // 2}."
+            )
+        return self
+
+
+class TransformerRun(Config):
+    """Train a transformer on the latents and captions of drawn scenes."""
+
+    kind: Literal["transformer"] = "transformer"
+    """Tells recipes apart."""
+    model: TransformerConfig
+    scenes: SceneConfig = SceneConfig()
+    train: LoopConfig
+    autoencoder: Path
+    """Folder of the trained autoencoder."""
+    text_encoder: Path
+    """Folder of the text encoder."""
+    times: TimeConfig = TimeConfig()
+    prompt_dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of samples that are shown no prompt, so that guidance has something to lead away from."""
+    pool: int = Field(100_000, gt=0)
+    """Scenes that are drawn and encoded once, then used again and again."""
+    captions_per_scene: int = Field(4, gt=0)
+    """Phrasings of each scene; every epoch draws one."""
+    sample: SampleConfig = SampleConfig()
+
+
+class TextRun(Config):
+    """Train the bundled model's text encoder on captions and the truth of their scenes."""
+
+    kind: Literal["text"] = "text"
+    """Tells recipes apart."""
+    model: SceneTextConfig
+    scenes: SceneConfig = SceneConfig()
+    train: LoopConfig
+    captions_per_scene: int = Field(4, gt=0)
+    """Phrasings of each scene; every epoch draws one."""
+
+
+Run = AutoencoderRun | TransformerRun | TextRun
