@@ -1,0 +1,177 @@
+"""One training loop for everything that is trained: steps, averages, samples, logs and exact resume."""
+
+import hashlib
+import logging
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lineardit.config.runs import LoopConfig
+from lineardit.errors import CheckpointError, NotFiniteError, OutputError
+from lineardit.training import checkpoint
+from lineardit.training.average import WeightAverage
+from lineardit.training.finite import check_parameters, finite_outputs
+from lineardit.training.optimizer import build_optimizer, learning_rate_at
+from lineardit.training.progress import Progress
+
+_log = logging.getLogger(__name__)
+
+
+class Task(Protocol):
+    """What is trained: a network, its loss at a step, and pictures that show how far it is."""
+
+    model: nn.Module
+
+    def losses(self, step: int) -> Mapping[str, Tensor]:
+        """Named scalars; `loss` is the one that is minimised. All randomness is a function of the step."""
+        ...
+
+    def sample(self, model: nn.Module, step: int) -> Float[Tensor, "b 3 H W"] | None:
+        """Pictures in [-1, 1] made with `model` (the averaged weights), or None where there is nothing to see."""
+        ...
+
+
+class Outcome(NamedTuple):
+    """What `train` hands back."""
+
+    average: nn.Module
+    """The network with averaged weights."""
+    step: int
+    """Steps done; fewer than asked for when the run was told to stop."""
+    losses: dict[str, float]
+    """The last logged losses."""
+
+
+def step_generator(seed: int, step: int, purpose: str = "") -> torch.Generator:
+    """A generator that is a function of (seed, step, purpose) alone, so that a resumed run repeats nothing."""
+    digest = hashlib.sha256(f"{seed}:{step}:{purpose}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+
+
+def precision(dtype: str, device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast to bfloat16 around the forward pass, or nothing; weights stay float32."""
+    return torch.autocast(device.type, torch.bfloat16) if dtype == "bf16" else nullcontext()
+
+
+def train(task: Task, loop: LoopConfig, folder: Path, *, resume: bool) -> Outcome:
+    """Run `loop.steps` steps, writing checkpoints, samples and logs below `folder`.
+
+    SIGTERM and Ctrl-C save and return after the step at hand.
+
+    Raises:
+        OutputError: the folder holds a run and `resume` is false.
+        NotFiniteError: a loss is not finite; names the layer. The last checkpoint stays.
+    """
+    model, device = task.model, next(task.model.parameters()).device
+    optimizer = build_optimizer(model, loop)
+    average = WeightAverage(model, loop.ema_half_life)
+    start = _restore(folder, model, average, optimizer, resume)
+    progress = Progress(folder, loop.steps, loop.batch_size, start)
+    saved_at, step = time.monotonic(), start
+    with progress, _stop_signals() as stop:
+        for step in range(start, loop.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate_at(step, loop)
+            with precision(loop.dtype, device):
+                losses = task.losses(step)
+            logged = (step + 1) % loop.log_every == 0 or step + 1 == loop.steps
+            if logged and not torch.isfinite(losses["loss"]):
+                _explain(task, step, loop.dtype, device)
+            losses["loss"].backward()
+            norm = nn.utils.clip_grad_norm_(model.parameters(), loop.clip)
+            if torch.isfinite(norm):
+                optimizer.step()
+                average.update(model, step)
+            else:
+                progress.skipped(step)
+            optimizer.zero_grad(set_to_none=True)
+            done = step + 1
+            progress.advance(done, losses, float(norm), optimizer.param_groups[0]["lr"] if logged else None)
+            if done % loop.sample_every == 0 or done == loop.steps:
+                progress.pictures(done, task.sample(average.model, step))
+            due = done % loop.checkpoint_every == 0 or time.monotonic() - saved_at > 60 * loop.checkpoint_minutes
+            if due or stop.asked or done == loop.steps:
+                _save(folder, done, model, average, optimizer, loop.keep)
+                saved_at = time.monotonic()
+            if stop.asked:
+                _log.warning("stopped at step %d of %d; go on with --resume", done, loop.steps)
+                break
+    return Outcome(average.model, min(step + 1, loop.steps), progress.last)
+
+
+def _explain(task: Task, step: int, dtype: str, device: torch.device) -> None:
+    check_parameters(task.model)
+    # Compiled code runs no hooks, so the step is repeated without it.
+    with torch.compiler.set_stance("force_eager"), finite_outputs(task.model), precision(dtype, device):
+        task.losses(step)
+    raise NotFiniteError(f"the loss of step {step} is not finite, although every layer's output is.")
+
+
+def _save(
+    folder: Path, step: int, model: nn.Module, average: WeightAverage, optimizer: torch.optim.Optimizer, keep: int
+) -> None:
+    state = optimizer.state_dict()
+    moments = {
+        f"{index}.{name}": value
+        for index, slot in state["state"].items()
+        for name, value in slot.items()
+        if isinstance(value, Tensor)
+    }
+    tensors = {"model": model.state_dict(), "ema": average.state_dict(), "optimizer": moments}
+    checkpoint.save(folder, step, tensors, {"groups": state["param_groups"]}, keep)
+
+
+def _restore(
+    folder: Path, model: nn.Module, average: WeightAverage, optimizer: torch.optim.Optimizer, resume: bool
+) -> int:
+    found = checkpoint.load_newest(folder) if folder.exists() else None
+    if found is None:
+        return 0
+    if not resume:
+        raise OutputError(f"{folder} holds a run at step {found.step}: add --resume to go on, or name another folder.")
+    try:
+        model.load_state_dict(found.tensors["model"])
+        average.model.load_state_dict(found.tensors["ema"])
+    except (RuntimeError, KeyError) as error:
+        raise CheckpointError(
+            f"{found.path} is of another network: {str(error).splitlines()[0]} Resume with the recipe it was made by."
+        ) from None
+    slots: dict[int, dict[str, Tensor]] = {}
+    for key, value in found.tensors["optimizer"].items():
+        index, name = key.split(".", 1)
+        slots.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": slots, "param_groups": found.state["groups"]})
+    return found.step
+
+
+class _Stop:
+    asked = False
+
+
+@contextmanager
+def _stop_signals() -> Iterator[_Stop]:
+    """SIGTERM and SIGINT set a flag; a second SIGINT interrupts at once."""
+    stop = _Stop()
+
+    def ask(number: int, _: object) -> None:
+        if stop.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.asked = True
+
+    try:
+        before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    except ValueError:  # not the main thread: whoever owns the signals keeps them
+        yield stop
+        return
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

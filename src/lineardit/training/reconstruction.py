@@ -1,0 +1,108 @@
+"""Training an autoencoder: scenes in, the same scenes out."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lineardit.autoencoder.model import Autoencoder
+from lineardit.config.runs import AutoencoderRun, ReconstructionConfig
+from lineardit.data.emoji_scenes import EmojiScenes, Scene
+from lineardit.training.loop import step_generator
+
+SHOWN = 8
+
+
+class ReconstructionTask:
+    """loss = l1 mean|x' - x| + mse mean(x' - x)^2 over drawn scenes, or over windows of them around objects."""
+
+    def __init__(self, run: AutoencoderRun, scenes: EmojiScenes, model: Autoencoder) -> None:
+        self.run, self.scenes = run, scenes
+        self.model: nn.Module = model.to(memory_format=torch.channels_last)
+        self._reconstruct = torch.compile(model) if run.train.compile else model
+
+    def losses(self, step: int) -> Mapping[str, Tensor]:
+        """The weighted loss of one batch and its parts."""
+        images = self.batch(step)
+        error = self._reconstruct(images).float() - images
+        weights: ReconstructionConfig = self.run.loss
+        l1, mse = error.abs().mean(), error.square().mean()
+        return {"loss": weights.l1 * l1 + weights.mse * mse, "l1": l1, "psnr": 10 * torch.log10(4 / mse.detach())}
+
+    def batch(self, step: int) -> Float[Tensor, "b 3 H W"]:
+        """The pictures of step `step`, drawn on the model's device."""
+        count = self.run.train.batch_size
+        scenes = [self.scenes.scene(index) for index in range(step * count, (step + 1) * count)]
+        images = self.scenes.draw(scenes, device=self._device)
+        if self.run.crop is not None:
+            images = crop_around_objects(
+                images, scenes, self.run.crop, self.run.model.stride, step_generator(self.run.train.seed, step, "crop")
+            )
+        return images.contiguous(memory_format=torch.channels_last)
+
+    @torch.no_grad()
+    def sample(self, model: nn.Module, step: int) -> Float[Tensor, "b 3 H W"]:
+        """Unseen scenes above their reconstructions."""
+        unseen = EmojiScenes(self.run.scenes, self.run.train.seed, split="held_out", atlas=self.scenes.atlas)
+        images = unseen.draw([unseen.scene(index) for index in range(SHOWN)], device=self._device)
+        return torch.cat([images, model(images)])
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+
+def crop_around_objects(
+    images: Float[Tensor, "b 3 H W"], scenes: list[Scene], crop: int, stride: int, generator: torch.Generator
+) -> Float[Tensor, "b 3 crop crop"]:
+    """A window of each picture that holds the centre of one of its objects, at a multiple of `stride`.
+
+    Windows keep the objects' phase on the latent grid, and leave out most of the plain background.
+    """
+    height, width = images.shape[-2:]
+    draws = torch.rand(len(scenes), 3, generator=generator).tolist()
+    windows = []
+    for image, scene, (which, down, right) in zip(images, scenes, draws, strict=True):
+        chosen = scene.objects[int(which * len(scene.objects))]
+        top = _window_start(chosen.y * height, down, crop, height, stride)
+        left = _window_start(chosen.x * width, right, crop, width, stride)
+        windows.append(image[:, top : top + crop, left : left + crop])
+    return torch.stack(windows)
+
+
+def _window_start(centre: float, draw: float, crop: int, side: int, stride: int) -> int:
+    start = int((centre - crop * (0.25 + 0.5 * draw)) / stride) * stride
+    return min(max(0, start), side - crop)
+
+
+@torch.no_grad()
+def latent_statistics(
+    model: Autoencoder, scenes: EmojiScenes, count: int, *, batch_size: int = 64
+) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
+    """Mean and deviation of each channel of the raw latents of `count` scenes, summed in float64."""
+    total = torch.zeros(2, model.config.latent_channels, dtype=torch.float64)
+    seen = 0
+    for start in range(0, count, batch_size):
+        images = scenes.draw([scenes.scene(i) for i in range(start, min(count, start + batch_size))])
+        latents = model.encoder(images.to(next(model.parameters()).device)).double().cpu()
+        total += torch.stack([latents.sum((0, 2, 3)), latents.square().sum((0, 2, 3))])
+        seen += latents.numel() // latents.shape[1]
+    mean = total[0] / seen
+    return mean, (total[1] / seen - mean.square()).clamp_min(1e-12).sqrt()
+
+
+def with_statistics(model: Autoencoder, mean: Tensor, deviation: Tensor) -> Autoencoder:
+    """The same weights under a configuration whose latents have zero mean and unit deviation."""
+    config = model.config.model_copy(
+        update={"latent_shift": tuple(mean.tolist()), "latent_scale": tuple((1 / deviation).tolist())}
+    )
+    scaled = Autoencoder(config).to(next(model.parameters()).device)
+    scaled.load_state_dict(model.state_dict())
+    return scaled
+
+
+def default_output(recipe: Path) -> Path:
+    """Where a recipe's run is kept unless told otherwise: runs/NAME."""
+    return Path("runs") / recipe.stem

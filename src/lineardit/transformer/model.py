@@ -1,0 +1,149 @@
+"""The SANA transformer: noisy latents, a time and a prompt in, a velocity out (arXiv:2410.10629)."""
+
+import math
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lineardit.config.models import TransformerConfig
+from lineardit.errors import InputError, ShapeError
+from lineardit.nn.embedding import ScalarEmbedding, grid_positions
+from lineardit.nn.norm import RMSNorm
+from lineardit.transformer.block import NORM_EPS, Block, Grid
+
+PROMPT_NORM_WEIGHT = 0.01
+SMALL = 0.02
+
+
+class TimeConditioning(nn.Module):
+    """The time (and the guidance scale, where the model is told) as one vector, and as a table of modulations."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.time = ScalarEmbedding(config.width)
+        self.guidance = ScalarEmbedding(config.width) if config.guidance_embedding else None
+        self.to_table = nn.Linear(config.width, 6 * config.width)
+
+    def forward(
+        self, time: Float[Tensor, " b"], guidance: Float[Tensor, " b"] | None
+    ) -> tuple[Float[Tensor, "b c"], Float[Tensor, "b 6 c"]]:
+        """The vector for the last layer, and the table that all blocks share."""
+        vector = self.time(time)
+        if self.guidance is not None:
+            vector = vector + self.guidance(guidance)
+        return vector, self.to_table(functional.silu(vector)).unflatten(-1, (6, -1))
+
+
+class PromptProjection(nn.Module):
+    """Text embeddings to the transformer's width: two layers, then an RMSNorm that starts at 0.01."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.first = nn.Linear(config.text_width, config.width)
+        self.second = nn.Linear(config.width, config.width)
+        self.norm = RMSNorm(config.width)
+
+    def forward(self, text: Float[Tensor, "b m t"]) -> Float[Tensor, "b m c"]:
+        """What cross-attention reads; the same in every step of a generation."""
+        projected: Tensor = self.norm(self.second(functional.gelu(self.first(text), approximate="tanh")))
+        return projected
+
+
+class Transformer(nn.Module):
+    """Predicts the velocity noise - image of a noisy latent, for any height and width that the patch divides."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        patch = config.patch_size
+        self.patchify = nn.Conv2d(config.latent_channels, config.width, patch, stride=patch)
+        self.conditioning = TimeConditioning(config)
+        self.prompt_projection = PromptProjection(config)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width, eps=NORM_EPS, elementwise_affine=False)
+        self.offset = nn.Parameter(torch.empty(2, config.width))
+        self.to_velocity = nn.Linear(config.width, patch**2 * config.latent_channels)
+        if self.offset.device.type != "meta":
+            self.initialise()
+
+    def initialise(self) -> None:
+        """Xavier for every matrix, 0.02 for what embeds time and prompt, 1/sqrt(width) for the tables.
+
+        Two zeros: the velocity starts at zero, so that the first loss is the variance of its target (SANA keeps
+        Xavier there), and the guidance embedding starts silent, so that it can be added to a trained model.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight.flatten(1))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        conditioning, prompt = self.conditioning, self.prompt_projection
+        embeddings = [conditioning.time.first, conditioning.time.second, conditioning.to_table]
+        for layer in (*embeddings, prompt.first, prompt.second):
+            nn.init.normal_(layer.weight, std=SMALL)
+        nn.init.constant_(prompt.norm.weight, PROMPT_NORM_WEIGHT)
+        for table in (self.offset, *(block.offset for block in self.blocks)):
+            nn.init.normal_(table, std=1 / math.sqrt(self.config.width))
+        nn.init.zeros_(self.to_velocity.weight)
+        if conditioning.guidance is not None:
+            nn.init.zeros_(conditioning.guidance.second.weight)
+
+    def forward(
+        self,
+        latents: Float[Tensor, "b c h w"],
+        times: Float[Tensor, " b"],
+        text: Float[Tensor, "b m t"],
+        mask: Bool[Tensor, "b m"] | None = None,
+        guidance: Float[Tensor, " b"] | None = None,
+    ) -> Float[Tensor, "b c h w"]:
+        """The velocity at `times` (1 is noise, 0 is the image), given the text encoder's hidden states.
+
+        `mask` keeps the text's true tokens. `guidance` is the scale a distilled model imitates.
+
+        Raises:
+            ShapeError: a side is no multiple of the patch, or the text has another width.
+            InputError: guidance is given to a model without that input, or missing where it is needed.
+        """
+        self._check(latents, text, guidance)
+        patch = self.config.patch_size
+        grid = Grid(latents.shape[-2] // patch, latents.shape[-1] // patch)
+        dtype = self.patchify.weight.dtype
+        x = self.patchify(latents.to(dtype)).flatten(2).transpose(1, 2)
+        if self.config.position == "sincos":
+            x = x + self._positions(grid).to(x)
+        scaled = None if guidance is None else guidance * self.config.guidance_embedding_scale
+        vector, table = self.conditioning(times * self.config.time_scale, scaled)
+        prompt = self.prompt_projection(text.to(dtype))
+        for block in self.blocks:
+            x = block(x, prompt, mask, table, grid)
+        shift, scale = (self.offset + vector.unsqueeze(1)).chunk(2, dim=1)
+        velocity = self.to_velocity(self.norm(x) * (1 + scale) + shift)
+        return rearrange(
+            velocity, "b (h w) (p q c) -> b c (h p) (w q)", h=grid.height, w=grid.width, p=patch, q=patch
+        )
+
+    def _positions(self, grid: Grid) -> Tensor:
+        config = self.config
+        return grid_positions(
+            *grid, config.width, base=config.position_base, interpolation=config.position_interpolation
+        )
+
+    def _check(self, latents: Tensor, text: Tensor, guidance: Tensor | None) -> None:
+        config = self.config
+        for name, side in zip(("height", "width"), latents.shape[-2:], strict=True):
+            if side % config.patch_size:
+                raise ShapeError(
+                    f"latent {name}={side} is not a multiple of patch_size={config.patch_size}. "
+                    f"Use {side - side % config.patch_size} or {side - side % config.patch_size + config.patch_size}."
+                )
+        if text.shape[-1] != config.text_width:
+            raise ShapeError(
+                f"the text embeddings have width {text.shape[-1]}, the model takes text_width={config.text_width}. "
+                "Use the text encoder the model was trained with."
+            )
+        if (guidance is None) == config.guidance_embedding:
+            given = "given to a model without" if guidance is not None else "missing for a model with"
+            raise InputError(f"guidance is {given} guidance_embedding. Pass it to distilled models only.")
