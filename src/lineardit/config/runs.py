@@ -118,7 +118,7 @@ class AutoencoderRun(Config):
     scenes: SceneConfig = SceneConfig()
     loss: ReconstructionConfig = ReconstructionConfig()
     crop: int | None = Field(None, gt=0)
-    """Train on windows of this many pixels around an object, at multiples of the stride; none: whole scenes."""
+    """Train on windows of this many pixels around an object, at multiples of the stride; or whole scenes."""
     start: Path | None = None
     """Folder of an autoencoder whose weights this run starts from."""
     train: LoopConfig
@@ -127,8 +127,8 @@ class AutoencoderRun(Config):
     def crop_fits(self) -> Self:
         if self.crop is not None and (self.crop % self.model.stride or self.crop > self.scenes.size):
             raise ValueError(
-                f"crop={self.crop} is no multiple of the stride {self.model.stride} or above the scenes' size "
-                f"{self.scenes.size}. Use {self.scenes.size // 2}."
+                f"crop={self.crop} is no multiple of the stride {self.model.stride} or above the scenes' "
+                f"size={self.scenes.size}. Use {self.scenes.size // 2}."
             )
         return self
 
