@@ -7,21 +7,19 @@ of each file) is written last, and one rename makes it visible; older ones are r
 So whatever is called `step-*` was complete once, and the manifest tells whether it still is.
 """
 
-import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lineardit.errors import CheckpointError, InputError, OutputError
+from lineardit.interop.durable import UNFINISHED, fingerprint, new_folder, remove_folder
+from lineardit.interop.native import read_tensors, write_tensors
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -31,7 +29,6 @@ STATE = "state.json"
 # because a folder cannot be replaced in one atomic operation.
 _NAME = re.compile(r"step-(\d{8,})(?:-(\d+))?")
 _STEM = re.compile(r"[A-Za-z0-9_]+")
-_UNFINISHED = ".unfinished-"
 
 _log = logging.getLogger(__name__)
 
@@ -70,21 +67,15 @@ def save(
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(f"{_UNFINISHED}*"):
+        for leftover in folder.glob(f"{UNFINISHED}*"):
             shutil.rmtree(leftover)
         final = _unused_path(folder, step)
-        unfinished = folder / f"{_UNFINISHED}{final.name}"
-        try:
-            _write(unfinished, step, tensors, state_text)
-            os.rename(unfinished, final)
-        except BaseException:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise
-        _sync(folder)
+        with new_folder(final) as place:
+            _write(place, step, tensors, state_text)
         _prune(folder, final, keep)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise OutputError(
-            f"checkpoint {step} was not written to {folder}: {error}. Older ones are kept."
+            f"checkpoint {step} was not written to {folder}: {error} Older ones are kept."
         ) from error
     return final
 
@@ -102,9 +93,9 @@ def load(path: Path) -> Loaded:
     try:
         state = json.loads((path / STATE).read_text("utf-8"))
         tensors = {
-            name.removesuffix(".safetensors"): load_file(path / name) for name in files if name != STATE
+            name.removesuffix(".safetensors"): read_tensors(path / name) for name in files if name != STATE
         }
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     return Loaded(path, int(named[1]), tensors, state)
 
@@ -137,33 +128,12 @@ def load_newest(folder: Path) -> Loaded | None:
 
 
 def _write(folder: Path, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state_text: str) -> None:
-    folder.mkdir()
-    files = {}
     for stem, state_dict in tensors.items():
-        path = folder / f"{stem}.safetensors"
-        save_file(_separate(state_dict), path)
-        files[path.name] = _describe(path)
-        _sync(path)
-    state_path = folder / STATE
-    state_path.write_text(state_text, "utf-8")
-    files[STATE] = _describe(state_path)
-    _sync(state_path)
-    manifest_path = folder / MANIFEST
-    manifest_path.write_text(json.dumps({"format": FORMAT, "step": step, "files": files}, indent=1), "utf-8")
-    _sync(manifest_path)
-    _sync(folder)
-
-
-def _separate(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors on the CPU, none sharing memory with another: safetensors refuses those that do."""
-    seen: set[int] = set()
-    separate = {}
-    for name, tensor in state_dict.items():
-        tensor = tensor.detach().cpu().contiguous()
-        address = tensor.untyped_storage().data_ptr()
-        separate[name] = tensor.clone() if address in seen else tensor
-        seen.add(address)
-    return separate
+        write_tensors(folder / f"{stem}.safetensors", state_dict)
+    (folder / STATE).write_text(state_text, "utf-8")
+    files = {path.name: fingerprint(path)._asdict() for path in folder.iterdir()}
+    manifest = {"format": FORMAT, "step": step, "files": files}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1), "utf-8")
 
 
 def _checked_files(path: Path, step: int) -> list[str]:
@@ -187,31 +157,14 @@ def _checked_files(path: Path, step: int) -> list[str]:
         if name != STATE and (stem == name or not _STEM.fullmatch(stem)):
             raise CheckpointError(f"{path} is damaged: its {MANIFEST} names the foreign file {name!r}.")
         try:
-            found = _describe(path / name)
+            found = fingerprint(path / name)
         except OSError as error:
             raise CheckpointError(f"{path} is damaged: {name} cannot be read ({error.strerror}).") from None
-        if found["size"] != size:
-            raise CheckpointError(
-                f"{path} is damaged: {name} has {found['size']} bytes, {size} were written."
-            )
-        if found["sha256"] != sha256:
+        if found.size != size:
+            raise CheckpointError(f"{path} is damaged: {name} has {found.size} bytes, {size} were written.")
+        if found.sha256 != sha256:
             raise CheckpointError(f"{path} is damaged: {name} differs from what was written (sha256).")
     return list(files)
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"size": file.tell(), "sha256": digest}
-
-
-def _sync(path: Path) -> None:
-    """Make sure that a file, or the names in a folder, would survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _age(path: Path) -> tuple[int, int]:
@@ -235,7 +188,4 @@ def _prune(folder: Path, newest: Path, keep: int) -> None:
     """Remove all but `keep` up to `newest`. Later ones were stepped over as damaged and count for nothing."""
     older = [path for path in _finished(folder) if _age(path) < _age(newest)]
     for path in older[: len(older) - (keep - 1)]:
-        # Renamed first: killed halfway through a removal, nothing incomplete is left under a valid name.
-        doomed = folder / f"{_UNFINISHED}{path.name}"
-        os.rename(path, doomed)
-        shutil.rmtree(doomed)
+        remove_folder(path)
