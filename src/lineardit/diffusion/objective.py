@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lineardit.diffusion.paths import DDPMPath, FlowPath, PerSample, Samples, Times, Velocity
+from lineardit.diffusion.paths import DDPMPath, FlowPath, PerSample, Samples, Times, Velocity, widened
 from lineardit.diffusion.predictions import Prediction
 from lineardit.diffusion.times import LogitNormal, TimeDistribution, check_shift, shift_times
 from lineardit.errors import ConfigError, ShapeError
@@ -108,11 +108,6 @@ def draw_noise(latents: Samples, generator: torch.Generator) -> Samples:
     """Normal noise in the shape of `latents`, drawn in float32 where the generator lives, then moved."""
     noise = torch.randn(latents.shape, generator=generator, device=generator.device)
     return noise.to(latents.device)
-
-
-def widened(x: Samples) -> Samples:
-    """`x` in float32, or as it is where it is wider."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def squared_error(predicted: Samples, target: Samples) -> PerSample:

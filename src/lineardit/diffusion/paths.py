@@ -26,6 +26,11 @@ def per_sample(values: PerSample, like: Samples) -> Tensor:
     return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
+def widened(x: Samples) -> Samples:
+    """`x` in float32, or as it is where it is wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 class Path(ABC):
     """x_t = alpha(t) x0 + sigma(t) noise, with its velocity v = a(t) x0 + b(t) noise.
 

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from lineardit.errors import InputError
 
+TRAINING_STEPS = 1000
+"""Times that a network trained on whole steps has seen, as diffusers' schedulers assume."""
+
 
 def check_steps(steps: int) -> int:
     """`steps` itself. Raises `InputError` unless it is a positive whole number."""
@@ -101,3 +104,25 @@ class Mode:
 def flow_times(steps: int, shift: float = 1.0) -> Float[Tensor, "stops"]:
     """`steps + 1` times from exactly 1 to exactly 0: equal steps, then shifted. float64, on the CPU."""
     return shift_times(torch.linspace(1, 0, check_steps(steps) + 1, dtype=torch.float64), shift)
+
+
+def dpm_flow_times(steps: int, shift: float = 1.0) -> Float[Tensor, "stops"]:
+    """The grid of diffusers' DPMSolverMultistepScheduler(use_flow_sigmas=True, flow_shift=shift).
+
+    Equal steps from 0.999 down to 0, then shifted: it never starts at pure noise, where lambda would be
+    -inf. With shift 3 the first time is 0.99967 instead of the 1 of `flow_times`. float64, on the CPU.
+    """
+    highest = 1 - 1 / TRAINING_STEPS
+    return shift_times(torch.linspace(highest, 0, check_steps(steps) + 1, dtype=torch.float64), shift)
+
+
+def euler_flow_times(steps: int, shift: float = 1.0) -> Float[Tensor, "stops"]:
+    """The grid of diffusers' FlowMatchEulerDiscreteScheduler(shift=shift).
+
+    Equal steps from 1 down to shift(1 / 1000), shifted (its lower end for the second time, as there),
+    and one last step to 0. `flow_times` spends that last step like the others. float64, on the CPU.
+    """
+    check_steps(steps)
+    lowest = shift_times(torch.tensor(1 / TRAINING_STEPS, dtype=torch.float64), shift)
+    times = torch.linspace(1, lowest.item(), steps, dtype=torch.float64)
+    return torch.cat([shift_times(times, shift), torch.zeros(1, dtype=torch.float64)])
