@@ -10,20 +10,26 @@ import pytest
 import torch
 from torch import nn
 
-from lineardit.config.models import SceneTextConfig, TransformerConfig
+from lineardit.autoencoder.model import Autoencoder
+from lineardit.config.models import AutoencoderConfig, SceneTextConfig, StageConfig, TransformerConfig
 from lineardit.config.presets import AUTOENCODERS
 from lineardit.errors import CheckpointError, InputError, OutputError
 from lineardit.interop.native import (
     Component,
     check_files,
     describe_model,
+    load_autoencoder,
     load_strict,
+    load_transformer,
     read_header,
     read_model,
     read_tensors,
+    save_autoencoder,
     save_model,
+    save_transformer,
     write_tensors,
 )
+from lineardit.transformer.model import Transformer
 
 TEXT = SceneTextConfig(vocabulary=101, width=64, depth=2)
 
@@ -167,6 +173,45 @@ def test_a_flipped_bit_in_the_weights_is_found_when_asked_for(tmp_path: Path) ->
     file.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"autoencoder.safetensors differs from what was written"):
         check_files(folder)
+
+
+TINY_AUTOENCODER = AutoencoderConfig(
+    latent_channels=4,
+    encoder=(StageConfig(width=8, depth=1), StageConfig(width=16, depth=1)),
+    decoder=(StageConfig(width=8, depth=1), StageConfig(width=16, depth=1)),
+    latent_scale=(0.5,),
+)
+TINY_TRANSFORMER = TransformerConfig(
+    latent_channels=4, depth=1, width=16, head_dim=8, cross_head_dim=8, text_width=6
+)
+
+
+def test_an_autoencoder_computes_the_same_after_a_round_trip(tmp_path: Path) -> None:
+    model = Autoencoder(TINY_AUTOENCODER).eval()
+    found = load_autoencoder(save_autoencoder(tmp_path / "model", model))
+    images = torch.randn(2, 3, 8, 10)
+    assert not found.training and torch.equal(found.encode(images), model.encode(images))
+    assert torch.equal(found(images), model(images))
+
+
+def test_a_transformer_computes_the_same_after_a_round_trip(tmp_path: Path) -> None:
+    model = Transformer(TINY_TRANSFORMER).eval()
+    found = load_transformer(save_transformer(tmp_path / "model", model))
+    inputs = torch.randn(2, 4, 3, 5), torch.rand(2), torch.randn(2, 7, 6), torch.ones(2, 7, dtype=torch.bool)
+    assert not found.training and torch.equal(found(*inputs), model(*inputs))
+
+
+def test_a_network_stored_in_bf16_is_used_in_float32(tmp_path: Path) -> None:
+    model = Transformer(TINY_TRANSFORMER)
+    found = load_transformer(save_transformer(tmp_path / "model", model, dtype="bf16"))
+    for wanted, parameter in zip(model.parameters(), found.parameters(), strict=True):
+        assert parameter.dtype == torch.float32 and torch.equal(parameter, wanted.bfloat16().float())
+
+
+def test_a_folder_without_the_network_asked_for_says_so(tmp_path: Path) -> None:
+    folder = save_transformer(tmp_path / "model", Transformer(TINY_TRANSFORMER))
+    with pytest.raises(CheckpointError, match="model holds no autoencoder"):
+        load_autoencoder(folder)
 
 
 def spoil_index(folder: Path, **changes: object) -> None:

@@ -18,13 +18,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from lineardit.autoencoder.model import Autoencoder
 from lineardit.config.models import AutoencoderConfig, Config, SceneTextConfig, TransformerConfig
 from lineardit.errors import CheckpointError, ConfigError, InputError, OutputError
 from lineardit.interop.durable import Fingerprint, fingerprint, new_folder
+from lineardit.kernels.select import DTYPES
+from lineardit.transformer.model import Transformer
 
 FORMAT = 1
 INDEX = "lineardit.json"
-DTYPES: Mapping[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 REGISTRY: Mapping[str, type[Config]] = {
     "Transformer": TransformerConfig,
@@ -185,6 +187,61 @@ def check_files(folder: Path) -> None:
             raise CheckpointError(f"{summary.file} differs from what was written (sha256).")
 
 
+def save_autoencoder(
+    folder: Path, model: Autoencoder, *, about: Mapping[str, Any] | None = None, dtype: str = "fp32"
+) -> Path:
+    """Write an autoencoder alone to a folder, and return the folder. Raises as `save_model`."""
+    component = Component("Autoencoder", model.config, model.state_dict())
+    save_model(folder, {"autoencoder": component}, about=about, dtype=dtype)
+    return folder
+
+
+def save_transformer(
+    folder: Path, model: Transformer, *, about: Mapping[str, Any] | None = None, dtype: str = "fp32"
+) -> Path:
+    """Write a transformer alone to a folder, and return the folder. Raises as `save_model`."""
+    component = Component("Transformer", model.config, model.state_dict())
+    save_model(folder, {"transformer": component}, about=about, dtype=dtype)
+    return folder
+
+
+def load_autoencoder(folder: Path) -> Autoencoder:
+    """Read the autoencoder of a folder, alone or in a whole model, in float32 and ready to use.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    return autoencoder_from(_only(folder, "autoencoder"), folder)
+
+
+def load_transformer(folder: Path) -> Transformer:
+    """Read the transformer of a folder, alone or in a whole model, in float32 and ready to use.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+    """
+    return transformer_from(_only(folder, "transformer"), folder)
+
+
+def autoencoder_from(component: Component, source: str | Path) -> Autoencoder:
+    """Build a component that was read already. Raises `CheckpointError` if the weights do not fit."""
+    if not isinstance(component.config, AutoencoderConfig):
+        raise CheckpointError(f"{source} holds a {component.class_name} where an Autoencoder was expected.")
+    model = Autoencoder(component.config)
+    load_strict(model, component.tensors, source)
+    return model.eval()
+
+
+def transformer_from(component: Component, source: str | Path) -> Transformer:
+    """Build a component that was read already. Raises `CheckpointError` if the weights do not fit."""
+    if not isinstance(component.config, TransformerConfig):
+        raise CheckpointError(f"{source} holds a {component.class_name} where a Transformer was expected.")
+    with torch.device("meta"):
+        model = Transformer(component.config)
+    load_strict(model, component.tensors, source)
+    return model.float().eval()
+
+
 def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
     """Copy weights into a module, exactly: every name and every shape must be the module's.
 
@@ -264,6 +321,14 @@ def read_header(path: Path) -> dict[str, Stored]:
             return {name: Stored(part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(_why_unreadable(path, error)) from None
+
+
+def _only(folder: Path, name: str) -> Component:
+    """One component of a folder; the weights of the others are not read."""
+    summary = describe_model(folder)[0].get(name)
+    if summary is None:
+        raise CheckpointError(f"{folder} holds no {name}.")
+    return Component(summary.class_name, summary.config, read_tensors(summary.file))
 
 
 def _check_names(components: Mapping[str, Component], extras: Mapping[str, bytes]) -> None:
