@@ -8,7 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lineardit.autoencoder.blocks import stage_blocks
-from lineardit.autoencoder.resample import Downsample, Upsample, average_channels, check_ratio, duplicate_channels
+from lineardit.autoencoder.resample import (
+    Downsample,
+    Upsample,
+    average_channels,
+    check_ratio,
+    duplicate_channels,
+)
 from lineardit.config.models import AutoencoderConfig
 from lineardit.errors import ShapeError
 from lineardit.nn.norm import ChannelRMSNorm
@@ -17,7 +23,7 @@ PIXEL_CHANNELS = 3
 
 
 class Encoder(nn.Module):
-    """Stages from the highest resolution to the lowest, then a projection to the latents with an averaging shortcut.
+    """Stages from the highest resolution to the lowest, then latents, with an averaging shortcut.
 
     A first stage of depth 0 has no resolution of its own: the stem already halves the side.
     """
@@ -50,7 +56,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The encoder's mirror: a duplicating shortcut into the lowest resolution, then stages up to the pixels."""
+    """The encoder's mirror: a duplicating shortcut to the lowest resolution, then stages up to the pixels."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -129,4 +135,6 @@ class Autoencoder(nn.Module):
 
 
 def _per_channel(numbers: Sequence[float]) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.float32).view(1, -1, 1, 1)
+    # They come from the configuration, not from a file: a network built on the meta device has them already.
+    device = "cpu" if torch.get_default_device().type == "meta" else None
+    return torch.tensor(numbers, dtype=torch.float32, device=device).view(1, -1, 1, 1)

@@ -1,10 +1,12 @@
 """Halving and doubling the resolution, with shortcuts that move space into channels and lose nothing.
 
-The convolution only learns what the shortcut misses (residual autoencoding, DC-AE, arXiv:2410.10733, section 3.2).
+The convolution only learns what the shortcut misses (residual autoencoding, DC-AE, arXiv:2410.10733, section
+3.2).
 """
 
 from typing import Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
@@ -16,7 +18,7 @@ FACTOR = 2
 
 def average_channels(x: Float[Tensor, "b c h w"], channels: int) -> Float[Tensor, "b {channels} h w"]:
     """Means of neighbouring channels, so that `channels` are left."""
-    return x.unflatten(1, (channels, -1)).mean(2)
+    return torch.unflatten(x, 1, (channels, -1)).mean(2)
 
 
 def duplicate_channels(x: Float[Tensor, "b c h w"], channels: int) -> Float[Tensor, "b {channels} h w"]:
@@ -28,14 +30,17 @@ def check_ratio(many: int, few: int, place: str) -> None:
     """Raises ConfigError unless `many` channels fold evenly into `few`."""
     if many % few:
         raise ConfigError(
-            f"{place}: {many} channels do not fold evenly into {few}. Choose widths of which one divides the other."
+            f"{place}: {many} channels do not fold evenly into {few}. "
+            "Choose widths of which one divides the other."
         )
 
 
 class Downsample(nn.Module):
-    """(b c H W) to (b out H/2 W/2); the shortcut stacks 2x2 pixels into channels and averages groups of them."""
+    """(b c H W) to (b out H/2 W/2); the shortcut stacks 2x2 pixels into channels and averages these."""
 
-    def __init__(self, width: int, out: int, kind: Literal["conv", "pixel_unshuffle"], *, shortcut: bool) -> None:
+    def __init__(
+        self, width: int, out: int, kind: Literal["conv", "pixel_unshuffle"], *, shortcut: bool
+    ) -> None:
         super().__init__()
         self.out, self.shortcut, self.unshuffles = out, shortcut, kind == "pixel_unshuffle"
         if shortcut:
@@ -57,7 +62,9 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """(b c h w) to (b out 2h 2w); the shortcut repeats channels and spreads them over 2x2 pixels."""
 
-    def __init__(self, width: int, out: int, kind: Literal["interpolate", "pixel_shuffle"], *, shortcut: bool) -> None:
+    def __init__(
+        self, width: int, out: int, kind: Literal["interpolate", "pixel_shuffle"], *, shortcut: bool
+    ) -> None:
         super().__init__()
         self.out, self.shortcut, self.shuffles = out, shortcut, kind == "pixel_shuffle"
         if shortcut:

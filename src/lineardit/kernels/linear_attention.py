@@ -1,7 +1,9 @@
 """Linear attention in O(n): a (d, e) memory and a (d) mass that add up over keys, then applied to queries."""
 
-from typing import NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -43,7 +45,8 @@ def linear_attention_state(
                 f"give a bool mask of shape ({key.shape[0]}, {key.shape[2]})."
             )
         features = features * mask[:, None, :, None]
-    return LinearAttentionState(features.transpose(-1, -2) @ _widen(value), features.sum(-2))
+    with _without_autocast(key.device):
+        return LinearAttentionState(features.transpose(-1, -2) @ _widen(value), features.sum(-2))
 
 
 def linear_attention(
@@ -61,11 +64,14 @@ def linear_attention(
     count too; key and value may then be None. `mask` keeps the true keys; when none is kept the result is 0.
 
     Raises:
-        InputError: neither keys and values nor a state, an integer tensor, or an unknown feature map.
+        InputError: neither keys and values nor a state, one of them without the other, an integer query, or
+            an unknown feature map.
         ShapeError: the state or the mask was made for other shapes.
     """
     if not query.is_floating_point():
         raise InputError(f"query has dtype {query.dtype}: give float32, bfloat16, float16 or float64.")
+    if (key is None) != (value is None) or (key is None and mask is not None):
+        raise InputError("key, value and mask belong together: give key and value, or neither of the three.")
     if key is not None and value is not None:
         own = linear_attention_state(key, value, feature_map_name=feature_map, mask=mask)
         state = own if state is None else state.merge(own)
@@ -81,8 +87,15 @@ def linear_attention(
 
 def _apply(query: Tensor, state: LinearAttentionState, feature_map_name: str) -> Tensor:
     features = feature_map(_widen(query), feature_map_name)
-    denominator = features @ state.mass.unsqueeze(-1) + EPS
-    return (features @ state.memory / denominator).to(query.dtype)
+    with _without_autocast(query.device):
+        denominator = features @ state.mass.unsqueeze(-1) + EPS
+        return (features @ state.memory / denominator).to(query.dtype)
+
+
+def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Autocast would round the sums to half precision, where they overflow (float16) or lose small values."""
+    enabled = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if enabled else nullcontext()
 
 
 def _widen(x: Tensor) -> Tensor:

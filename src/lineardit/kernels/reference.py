@@ -38,7 +38,8 @@ def quadratic_linear_attention(
 
     Spells out the (n, m) weights, so it costs what softmax attention costs; `mask` keeps the true keys.
     """
-    weights = torch.einsum("bhnd,bhmd->bhnm", feature_map(query, feature_map_name), feature_map(key, feature_map_name))
+    queries, keys = feature_map(query, feature_map_name), feature_map(key, feature_map_name)
+    weights = torch.einsum("bhnd,bhmd->bhnm", queries, keys)
     if mask is not None:
         weights = weights * mask[:, None, None, :]
     return torch.einsum("bhnm,bhme->bhne", weights, value) / (weights.sum(-1, keepdim=True) + EPS)

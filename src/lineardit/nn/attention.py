@@ -18,7 +18,9 @@ def _qk_norm(width: int, wanted: bool) -> nn.Module:
 class LinearSelfAttention(nn.Module):
     """Every token attends to every token with ReLU linear attention: O(n) (SANA, section 2.2)."""
 
-    def __init__(self, width: int, head_dim: int, *, qk_norm: bool = False, feature_map: str = "relu") -> None:
+    def __init__(
+        self, width: int, head_dim: int, *, qk_norm: bool = False, feature_map: str = "relu"
+    ) -> None:
         super().__init__()
         self.head_dim, self.feature_map = head_dim, feature_map
         self.to_qkv = nn.Linear(width, 3 * width, bias=False)
@@ -44,7 +46,7 @@ class LinearSelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Every image token attends to the prompt's tokens with softmax attention.
 
-    A prompt whose mask is all false is attended to uniformly instead of giving NaN.
+    A prompt whose mask is all false is attended to as if it were all true, instead of giving NaN.
     """
 
     def __init__(self, width: int, head_dim: int, *, qk_norm: bool = False) -> None:
@@ -56,7 +58,10 @@ class CrossAttention(nn.Module):
         self.to_out = nn.Linear(width, width)
 
     def forward(
-        self, x: Float[Tensor, "b n c"], prompt: Float[Tensor, "b m c"], mask: Bool[Tensor, "b m"] | None = None
+        self,
+        x: Float[Tensor, "b n c"],
+        prompt: Float[Tensor, "b m c"],
+        mask: Bool[Tensor, "b m"] | None = None,
     ) -> Float[Tensor, "b n c"]:
         """What the prompt says to each token; `mask` keeps the prompt's true tokens."""
         key, value = self.to_kv(prompt).chunk(2, dim=-1)
@@ -78,7 +83,7 @@ def _never_empty(mask: Bool[Tensor, "b m"]) -> Bool[Tensor, "b m"]:
 
 
 class MultiScaleLinearAttention(nn.Module):
-    """EfficientViT's linear attention over pixels (arXiv:2205.14756): extra heads see depthwise-mixed q, k, v.
+    """EfficientViT's linear attention over pixels (arXiv:2205.14756): extra heads see mixed q, k and v.
 
     The channels of [q k v] and of every extra scale are cut into groups of 3 head_dim, and each group is one
     head: so the published weights have it, whatever the names of the projections suggest.

@@ -12,10 +12,12 @@ MAX_PERIOD = 10_000.0
 
 
 def sinusoids(x: Float[Tensor, "*b"], width: int) -> Float[Tensor, "*b {width}"]:
-    """[cos(x f), sin(x f)] for width / 2 frequencies f from 1 down to almost 1 / 10,000, in float32 or wider."""
+    """[cos(x f), sin(x f)], width / 2 frequencies f from 1 to almost 1 / 10,000, in float32 or wider."""
     half = width // 2
     wide = x if x.dtype == torch.float64 else x.float()
-    frequencies = torch.exp(-math.log(MAX_PERIOD) / half * torch.arange(half, device=x.device, dtype=wide.dtype))
+    # Multiplied before it is divided, as published: at t = 1000 a last bit of f moves the sine by 6e-5.
+    exponents = -math.log(MAX_PERIOD) * torch.arange(half, device=x.device, dtype=wide.dtype) / half
+    frequencies = torch.exp(exponents)
     angles = wide.unsqueeze(-1) * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
@@ -40,8 +42,8 @@ def grid_positions(
 ) -> Float[Tensor, "1 n {channels}"]:
     """Fixed sine-cosine positions of a (height, width) grid, row by row; half the channels tell x, half y.
 
-    A grid of `base` tokens has coordinates 0 ... base - 1 (over `interpolation`); other grids are stretched to
-    the same range, so that a model sees familiar positions at every size.
+    A grid of `base` tokens has coordinates 0 ... base - 1 (over `interpolation`); other grids are stretched
+    to the same range, so that a model sees familiar positions at every size.
     """
     y = torch.arange(height, dtype=torch.float32) / (height / base) / interpolation
     x = torch.arange(width, dtype=torch.float32) / (width / base) / interpolation

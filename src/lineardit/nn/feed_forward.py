@@ -6,7 +6,7 @@ from torch.nn import functional
 
 
 class GLUMBConv(nn.Module):
-    """Gated inverted bottleneck: 1x1 to 2H and SiLU, depthwise 3x3, a * SiLU(g), 1x1 back (SANA, section 2.2).
+    """Gated inverted bottleneck: 1x1 to 2H, SiLU, depthwise 3x3, a * SiLU(g), 1x1 (SANA, section 2.2).
 
     The depthwise convolution is what tells tokens where they are relative to each other; SANA needs no
     position embedding because of it. Works on (b h w c), where the 1x1 convolutions are plain linears.

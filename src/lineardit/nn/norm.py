@@ -7,7 +7,7 @@ from torch.nn import functional
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight (+ bias) over the last axis (arXiv:1910.07467), in float32 inside."""
+    """x / sqrt(mean(x^2) + eps) * weight (+ bias) over the last axis, in float32 (arXiv:1910.07467)."""
 
     def __init__(self, width: int, *, bias: bool = False, eps: float = 1e-5) -> None:
         super().__init__()

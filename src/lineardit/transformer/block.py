@@ -14,7 +14,7 @@ NORM_EPS = 1e-6
 
 
 class Modulation(NamedTuple):
-    """How the timestep steers one residual branch (adaLN-single, PixArt-alpha, arXiv:2310.00426, section 2.3)."""
+    """How the timestep steers one residual branch (adaLN-single, arXiv:2310.00426, section 2.3)."""
 
     shift: Float[Tensor, "b 1 c"]
     scale: Float[Tensor, "b 1 c"]
@@ -23,7 +23,7 @@ class Modulation(NamedTuple):
     @staticmethod
     def pair(table: Float[Tensor, "b 6 c"]) -> tuple["Modulation", "Modulation"]:
         """The modulations of the first and the last branch of a block."""
-        rows = table.split(1, dim=1)
+        rows = table.chunk(6, dim=1)
         return Modulation(*rows[:3]), Modulation(*rows[3:])
 
     def steer(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
@@ -41,8 +41,9 @@ class Grid(NamedTuple):
 class Block(nn.Module):
     """Linear self-attention, cross-attention to the prompt, then a convolutional feed-forward.
 
-    The timestep reaches the first and last branch through one shared table; each block only adds its own
-    learned offset to it. Cross-attention is neither normalised nor modulated, as published (SANA, section 2.2).
+    The timestep reaches the first and last branch through one shared table; each block only adds its
+    own learned offset to it. Cross-attention is neither normalised nor modulated, as published (SANA, section
+    2.2).
     """
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -66,5 +67,5 @@ class Block(nn.Module):
         first, last = Modulation.pair(self.offset + time_table)
         x = x + first.gate * self.attention(first.steer(self.attention_norm(x)))
         x = x + self.cross_attention(x, prompt, mask)
-        steered = last.steer(self.feed_forward_norm(x)).unflatten(1, grid)
+        steered = torch.unflatten(last.steer(self.feed_forward_norm(x)), 1, grid)
         return x + last.gate * self.feed_forward(steered).flatten(1, 2)

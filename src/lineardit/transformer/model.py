@@ -19,7 +19,7 @@ SMALL = 0.02
 
 
 class TimeConditioning(nn.Module):
-    """The time (and the guidance scale, where the model is told) as one vector, and as a table of modulations."""
+    """The time (and the guidance scale, where it is an input) as a vector and a table of modulations."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class PromptProjection(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Predicts the velocity noise - image of a noisy latent, for any height and width that the patch divides."""
+    """Predicts the velocity noise - image of a noisy latent, at any size that the patch divides."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -72,12 +72,17 @@ class Transformer(nn.Module):
     def initialise(self) -> None:
         """Xavier for every matrix, 0.02 for what embeds time and prompt, 1/sqrt(width) for the tables.
 
-        Two zeros: the velocity starts at zero, so that the first loss is the variance of its target (SANA keeps
-        Xavier there), and the guidance embedding starts silent, so that it can be added to a trained model.
+        Depthwise convolutions have torch's own: as matrices of thousands of rows they would start ten times
+        too small, and the feed-forward with them. Two zeros: the velocity starts at zero, so that the first
+        loss is the variance of its target (SANA keeps Xavier there), and the guidance embedding starts
+        silent, so that it can be added to a trained model.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
-                nn.init.xavier_uniform_(module.weight.flatten(1))
+                if isinstance(module, nn.Conv2d) and module.groups > 1:
+                    module.reset_parameters()
+                else:
+                    nn.init.xavier_uniform_(module.weight.flatten(1))
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         conditioning, prompt = self.conditioning, self.prompt_projection
@@ -85,7 +90,7 @@ class Transformer(nn.Module):
         for layer in (*embeddings, prompt.first, prompt.second):
             nn.init.normal_(layer.weight, std=SMALL)
         nn.init.constant_(prompt.norm.weight, PROMPT_NORM_WEIGHT)
-        for table in (self.offset, *(block.offset for block in self.blocks)):
+        for table in (self.offset, *(block.get_parameter("offset") for block in self.blocks)):
             nn.init.normal_(table, std=1 / math.sqrt(self.config.width))
         nn.init.zeros_(self.to_velocity.weight)
         if conditioning.guidance is not None:
@@ -134,16 +139,21 @@ class Transformer(nn.Module):
     def _check(self, latents: Tensor, text: Tensor, guidance: Tensor | None) -> None:
         config = self.config
         for name, side in zip(("height", "width"), latents.shape[-2:], strict=True):
-            if side % config.patch_size:
+            if side % config.patch_size or side == 0:
+                below = side - side % config.patch_size
+                choices = f"{below} or {below + config.patch_size}" if below else f"{config.patch_size}"
                 raise ShapeError(
                     f"latent {name}={side} is not a multiple of patch_size={config.patch_size}. "
-                    f"Use {side - side % config.patch_size} or {side - side % config.patch_size + config.patch_size}."
+                    f"Use {choices}."
                 )
         if text.shape[-1] != config.text_width:
             raise ShapeError(
-                f"the text embeddings have width {text.shape[-1]}, the model takes text_width={config.text_width}. "
-                "Use the text encoder the model was trained with."
+                f"the text embeddings have width {text.shape[-1]}, the model takes "
+                f"text_width={config.text_width}. Use the text encoder the model was trained with."
             )
         if (guidance is None) == config.guidance_embedding:
-            given = "given to a model without" if guidance is not None else "missing for a model with"
-            raise InputError(f"guidance is {given} guidance_embedding. Pass it to distilled models only.")
+            if guidance is None:
+                raise InputError(
+                    "guidance is missing: a model with guidance_embedding needs a scale per picture."
+                )
+            raise InputError("guidance is given to a model without guidance_embedding. Leave it out.")
