@@ -74,10 +74,22 @@ class TransformerConfig(Config):
             each = getattr(self, name)
             left = self.width % each
             if left:
+                below = self.width - left
+                choices = f"width={below} or width={below + each}" if below else f"width={each}"
                 raise ValueError(
-                    f"width={self.width} does not split into heads of {name}={each}: {left} channels are left over. "
-                    f"Use width={self.width - left} or width={self.width - left + each}."
+                    f"width={self.width} does not split into heads of {name}={each}: "
+                    f"{left} channels are left over. Use {choices}."
                 )
+        return self
+
+    @model_validator(mode="after")
+    def positions_fill_the_width(self) -> Self:
+        left = self.width % 4
+        if self.position == "sincos" and left:
+            raise ValueError(
+                f"width={self.width} does not split into sines and cosines of x and y: "
+                f"{left} channels are left over. Use a multiple of 4, or position='none'."
+            )
         return self
 
     @property
@@ -124,8 +136,16 @@ class AutoencoderConfig(Config):
     def stages_and_scales_fit(self) -> Self:
         if len(self.encoder) != len(self.decoder):
             raise ValueError(
-                f"the encoder has {len(self.encoder)} stages and the decoder {len(self.decoder)}: give both the same."
+                f"the encoder has {len(self.encoder)} stages and the decoder {len(self.decoder)}: "
+                "give both the same."
             )
+        for name, stages in (("encoder", self.encoder), ("decoder", self.decoder)):
+            for number, stage in enumerate(stages[1:-1], start=1):
+                if not stage.depth:
+                    raise ValueError(
+                        f"{name}[{number}] has depth=0, and nothing would change the resolution there. "
+                        "Only the first and the last stage can be empty: use depth=1, or leave the stage out."
+                    )
         for stage in (*self.encoder, *self.decoder):
             if stage.block == "efficientvit" and stage.width % self.attention_head_dim:
                 raise ValueError(
@@ -135,7 +155,9 @@ class AutoencoderConfig(Config):
         for name in ("latent_scale", "latent_shift"):
             count = len(getattr(self, name))
             if count not in {1, self.latent_channels}:
-                raise ValueError(f"{name} has {count} numbers: give 1 or latent_channels={self.latent_channels}.")
+                raise ValueError(
+                    f"{name} has {count} numbers: give 1 or latent_channels={self.latent_channels}."
+                )
         return self
 
     @property
