@@ -17,7 +17,8 @@ def differing(base: C, **changes: Any) -> C:
 
 _SANA = TransformerConfig(depth=28, width=1152, cross_head_dim=72)
 _WIDE = {"depth": 20, "width": 2240, "cross_head_dim": 112}
-_SPRINT = {"qk_norm": True, "guidance_embedding": True}
+# Sprint sees the time itself, sin t / (sin t + cos t) in [0, 1].
+_SPRINT = {"qk_norm": True, "guidance_embedding": True, "time_scale": 1.0}
 
 TRANSFORMERS: Mapping[str, TransformerConfig] = {
     "sana-0.6b": _SANA,
