@@ -1,0 +1,208 @@
+"""Attention layers against diffusers' processors, and what must never change their output."""
+
+import pytest
+import torch
+from diffusers.models.attention_processor import (
+    Attention,
+    SanaLinearAttnProcessor2_0,
+    SanaMultiscaleLinearAttention,
+)
+from diffusers.models.transformers.sana_transformer import SanaAttnProcessor2_0
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lineardit.kernels.reference import quadratic_linear_attention
+from lineardit.nn.attention import CrossAttention, LinearSelfAttention, MultiScaleLinearAttention
+from lineardit.nn.norm import ChannelRMSNorm
+
+WIDTH, HEAD_DIM = 21, 7
+EQUAL = {"rtol": 0.0, "atol": 1e-5}
+
+
+def randn(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def filled(module: nn.Module) -> nn.Module:
+    for number, parameter in enumerate(module.parameters()):
+        draw = randn(*parameter.shape, seed=number)
+        spread = parameter[0].numel() ** 0.5 if parameter.dim() > 1 else 3
+        parameter.data = draw / spread + (parameter.dim() == 1)
+    return module
+
+
+def joined(theirs: nn.Module, names: dict[str, str]) -> dict[str, Tensor]:
+    """diffusers' weights under our names; names in one string are joined."""
+    state = theirs.state_dict()
+    return {own: torch.cat([state[name] for name in foreign.split()]) for own, foreign in names.items()}
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+@torch.no_grad()
+def test_linear_self_attention_is_that_of_diffusers(qk_norm: bool) -> None:
+    theirs = filled(
+        Attention(
+            query_dim=WIDTH,
+            heads=WIDTH // HEAD_DIM,
+            dim_head=HEAD_DIM,
+            kv_heads=WIDTH // HEAD_DIM if qk_norm else None,
+            qk_norm="rms_norm_across_heads" if qk_norm else None,
+            processor=SanaLinearAttnProcessor2_0(),
+        )
+    )
+    names = {
+        "to_qkv.weight": "to_q.weight to_k.weight to_v.weight",
+        "to_out.weight": "to_out.0.weight",
+        "to_out.bias": "to_out.0.bias",
+    }
+    norms = {"query_norm.weight": "norm_q.weight", "key_norm.weight": "norm_k.weight"}
+    ours = LinearSelfAttention(WIDTH, HEAD_DIM, qk_norm=qk_norm)
+    ours.load_state_dict(joined(theirs, names | norms if qk_norm else names))
+    x = randn(2, 17, WIDTH, seed=99)
+    torch.testing.assert_close(ours(x), theirs(x), **EQUAL)
+
+
+def cross_attention(qk_norm: bool) -> tuple[CrossAttention, Attention]:
+    theirs = filled(
+        Attention(
+            query_dim=WIDTH,
+            cross_attention_dim=WIDTH,
+            heads=WIDTH // HEAD_DIM,
+            dim_head=HEAD_DIM,
+            kv_heads=WIDTH // HEAD_DIM if qk_norm else None,
+            qk_norm="rms_norm_across_heads" if qk_norm else None,
+            bias=True,
+            processor=SanaAttnProcessor2_0(),
+        )
+    )
+    names = {
+        "to_q.weight": "to_q.weight",
+        "to_q.bias": "to_q.bias",
+        "to_kv.weight": "to_k.weight to_v.weight",
+        "to_kv.bias": "to_k.bias to_v.bias",
+        "to_out.weight": "to_out.0.weight",
+        "to_out.bias": "to_out.0.bias",
+    }
+    norms = {"query_norm.weight": "norm_q.weight", "key_norm.weight": "norm_k.weight"}
+    ours = CrossAttention(WIDTH, HEAD_DIM, qk_norm=qk_norm)
+    ours.load_state_dict(joined(theirs, names | norms if qk_norm else names))
+    return ours, theirs
+
+
+MASK = torch.tensor([[True] * 5, [True, False, True, False, False]])
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize("mask", [None, MASK])
+@torch.no_grad()
+def test_cross_attention_is_that_of_diffusers(qk_norm: bool, mask: Tensor | None) -> None:
+    ours, theirs = cross_attention(qk_norm)
+    x, prompt = randn(2, 17, WIDTH, seed=98), randn(2, 5, WIDTH, seed=99)
+    bias = None if mask is None else (1 - mask.float())[:, None] * -10000.0
+    torch.testing.assert_close(ours(x, prompt, mask), theirs(x, prompt, attention_mask=bias), **EQUAL)
+
+
+@torch.no_grad()
+def test_an_all_false_mask_is_as_good_as_none() -> None:
+    ours, theirs = cross_attention(qk_norm=False)
+    ours, theirs = ours.double(), theirs.double()
+    x, prompt = randn(2, 17, WIDTH, seed=98).double(), randn(2, 5, WIDTH, seed=99).double()
+    mask = torch.tensor([[False] * 5, [True, False, True, False, False]])
+    bias = (1 - mask.double())[:, None] * -10000.0
+    out = ours(x, prompt, mask)
+    assert out.isfinite().all()
+    torch.testing.assert_close(out, theirs(x, prompt, attention_mask=bias), rtol=0, atol=1e-9)
+    torch.testing.assert_close(out[:1], ours(x[:1], prompt[:1]), rtol=0, atol=1e-12)
+
+
+def test_an_all_false_mask_has_finite_gradients() -> None:
+    ours, _ = cross_attention(qk_norm=True)
+    x, prompt = (randn(1, n, WIDTH, seed=n).requires_grad_() for n in (17, 5))
+    ours(x, prompt, torch.zeros(1, 5, dtype=torch.bool)).square().sum().backward()
+    assert all(tensor.grad.isfinite().all() for tensor in (x, prompt, *ours.parameters()))
+
+
+@torch.no_grad()
+def test_padding_of_the_prompt_changes_nothing() -> None:
+    ours, _ = cross_attention(qk_norm=True)
+    x, prompt = randn(1, 17, WIDTH, seed=98), randn(1, 5, WIDTH, seed=99)
+    padded = torch.cat([prompt, 1e3 * randn(1, 8, WIDTH, seed=97)], dim=1)
+    mask = torch.arange(13)[None] < 5
+    torch.testing.assert_close(ours(x, padded, mask), ours(x, prompt), **EQUAL)
+
+
+@torch.no_grad()
+def test_permuting_tokens_permutes_the_output() -> None:
+    attention = LinearSelfAttention(WIDTH, HEAD_DIM, qk_norm=True).double()
+    x, order = randn(2, 11, WIDTH, seed=1).double(), torch.randperm(11)
+    torch.testing.assert_close(attention(x[:, order]), attention(x)[:, order])
+
+
+@torch.no_grad()
+def test_permuting_the_prompt_changes_nothing() -> None:
+    ours, _ = cross_attention(qk_norm=False)
+    x, prompt, order = randn(2, 17, WIDTH, seed=1), randn(2, 5, WIDTH, seed=2), torch.randperm(5)
+    permuted = ours(x, prompt[:, order], MASK[:, order])
+    torch.testing.assert_close(permuted, ours(x, prompt, MASK), **EQUAL)
+
+
+@torch.no_grad()
+def test_a_row_of_a_batch_is_what_it_is_alone() -> None:
+    linear, (cross, _) = LinearSelfAttention(WIDTH, HEAD_DIM), cross_attention(qk_norm=False)
+    x, prompt = randn(2, 17, WIDTH, seed=1), randn(2, 5, WIDTH, seed=2)
+    torch.testing.assert_close(linear(x)[1:], linear(x[1:]), **EQUAL)
+    torch.testing.assert_close(cross(x, prompt, MASK)[1:], cross(x[1:], prompt[1:], MASK[1:]), **EQUAL)
+
+
+@torch.no_grad()
+def test_the_feature_map_is_the_one_asked_for() -> None:
+    attention = LinearSelfAttention(WIDTH, HEAD_DIM, feature_map="elu1").double()
+    x = randn(2, 11, WIDTH, seed=1).double()
+    heads = (part.unflatten(-1, (-1, HEAD_DIM)).transpose(1, 2) for part in attention.to_qkv(x).chunk(3, -1))
+    mixed = quadratic_linear_attention(*heads, feature_map_name="elu1").transpose(1, 2).flatten(2)
+    torch.testing.assert_close(attention(x), attention.to_out(mixed))
+
+
+@torch.no_grad()
+def test_qk_norm_spans_all_heads() -> None:
+    attention = LinearSelfAttention(WIDTH, HEAD_DIM, qk_norm=True).double()
+    x = randn(2, 11, WIDTH, seed=1).double()
+    query, key, value = attention.to_qkv(x).chunk(3, -1)
+    heads = (
+        part.unflatten(-1, (-1, HEAD_DIM)).transpose(1, 2)
+        for part in (*(functional.rms_norm(y, (WIDTH,), eps=1e-5) for y in (query, key)), value)
+    )
+    mixed = quadratic_linear_attention(*heads).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(attention(x), attention.to_out(mixed))
+
+
+@pytest.mark.parametrize("kernels", [(), (5,), (3, 7)])
+@pytest.mark.parametrize(("height", "width"), [(5, 11), (2, 3)])
+@torch.no_grad()
+def test_multi_scale_attention_is_that_of_diffusers(
+    kernels: tuple[int, ...], height: int, width: int
+) -> None:
+    # 2 x 3 pixels are fewer than head_dim: there diffusers computes the quadratic form.
+    theirs = filled(
+        SanaMultiscaleLinearAttention(
+            WIDTH,
+            WIDTH,
+            attention_head_dim=HEAD_DIM,
+            norm_type="rms_norm",
+            kernel_sizes=kernels,
+            residual_connection=True,
+        )
+    )
+    ours = MultiScaleLinearAttention(WIDTH, HEAD_DIM, kernels, ChannelRMSNorm(WIDTH, bias=True))
+    names = {
+        "to_qkv.weight": "to_q.weight to_k.weight to_v.weight",
+        "to_out.weight": "to_out.weight",
+        "norm.weight": "norm_out.weight",
+        "norm.bias": "norm_out.bias",
+    }
+    for scale in range(len(kernels)):
+        names[f"scales.{scale}.0.weight"] = f"to_qkv_multiscale.{scale}.proj_in.weight"
+        names[f"scales.{scale}.1.weight"] = f"to_qkv_multiscale.{scale}.proj_out.weight"
+    ours.load_state_dict(joined(theirs, names))
+    x = randn(2, WIDTH, height, width, seed=99)
+    torch.testing.assert_close(x + ours(x), theirs(x), **EQUAL)
