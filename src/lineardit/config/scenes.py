@@ -38,12 +38,11 @@ class SceneConfig(Config):
         if self.medium > 0.44:
             raise ValueError(f"medium={self.medium}: two must fit side by side with a gap. Use 0.44 or less.")
         if self.size % (2 * self.placement_step) or self.size < 8 * self.placement_step:
+            multiple = self.size % 16 == 0
+            remedy = f"1 or {self.size // 8}" if multiple else "1, or a size that is a multiple of 16"
             raise ValueError(
                 f"placement_step={self.placement_step} must divide half of size={self.size} and be at most an "
-                f"eighth of it. Use 1 or {self.size // 8}."
-                if self.size % 16 == 0
-                else f"placement_step={self.placement_step} must divide half of size={self.size} and be at most "
-                "an eighth of it. Use 1, or a size that is a multiple of 16."
+                f"eighth of it. Use {remedy}."
             )
         return self
 

@@ -62,7 +62,7 @@ BACKGROUNDS: tuple[Background, ...] = (
     _plain("purple", "7a2f9e", "violet"),
     _plain("pink", "ff9ecb", "light pink", reserved=["rose pink"]),
     _plain("brown", "6b4226", "dark brown", reserved=["chocolate brown"]),
-    _plain("beige", "ecdcb4", "cream", reserved=["sand-coloured"]),
+    _plain("beige", "ecdcb4", "cream", reserved=["sand"]),
     Background(
         "sunset sky",
         ((0.0, "5b2a86"), (0.5, "d8527c"), (1.0, "ffb13b")),
@@ -100,7 +100,11 @@ BACKGROUNDS: tuple[Background, ...] = (
     ),
     Background(
         "beach",
-        ((0.0, "9adcf7"), (0.34, "c9eefb"), (0.36, "1f8fc4"), (0.62, "39b4d6"), (0.64, "f3dfae"), (1.0, "e8cb8a")),
+        (
+            *((0.0, "9adcf7"), (0.34, "c9eefb")),
+            *((0.36, "1f8fc4"), (0.62, "39b4d6")),
+            *((0.64, "f3dfae"), (1.0, "e8cb8a")),
+        ),
         ("a beach", "a sandy beach"),
         ("the seaside",),
         ("on the beach", "at the beach"),

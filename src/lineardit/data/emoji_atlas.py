@@ -52,7 +52,9 @@ class Atlas:
 
     def __init__(self, names: Sequence[str], glyphs: UInt8[Tensor, "k 4 s s"]) -> None:
         if len(names) != len(glyphs) or len(set(names)) != len(names):
-            raise InputError(f"{len(names)} names for {len(glyphs)} glyphs: give each glyph one name of its own.")
+            raise InputError(
+                f"{len(names)} names for {len(glyphs)} glyphs: each glyph needs a name of its own."
+            )
         self.names = tuple(names)
         self.glyphs = glyphs
         self.index = {name: position for position, name in enumerate(self.names)}
@@ -68,7 +70,8 @@ class Atlas:
         known = objects_by_name()
         unknown = [name for name in names if name not in known]
         if unknown:
-            raise InputError(f"{unknown[0]!r} is no object of the curated list, such as {', '.join(list(known)[:5])}.")
+            some = ", ".join(list(known)[:5])
+            raise InputError(f"{unknown[0]!r} is no object of the curated list, such as {some}.")
         return cls(names, torch.stack([_render(font, known[name].glyph) for name in names]))
 
     @classmethod

@@ -1,191 +1,35 @@
 """Sentences for scenes: templates, synonyms and word order, always true, some of them kept from training."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Literal
 
 from lineardit.data.backgrounds import BACKGROUNDS, Background
 from lineardit.data.draws import Draws
-from lineardit.data.emoji_layout import Place, Relation, place_of
+from lineardit.data.emoji_layout import place_of
 from lineardit.data.emoji_objects import EmojiObject, Noun, emoji_objects, objects_by_name
+from lineardit.data.emoji_phrases import (
+    ARRANGEMENTS,
+    BETWEEN,
+    COUNTS,
+    IN_ORDER,
+    LISTS,
+    OF_PLAIN,
+    ON_GRADED,
+    ON_PLAIN,
+    OPENINGS,
+    PLACES,
+    PREFIXES,
+    SIDE_BY_SIDE,
+    SINGLE,
+    SIZES,
+    STACKED,
+)
 from lineardit.data.scene import PlacedObject, Scene
 from lineardit.errors import InputError
 
 Phrasing = Literal["train", "unseen", "unseen_templates", "unseen_words"]
-
-# Every table below has the sentences of training first and, under "unseen", those that training never has.
-# A sentence that stands several times is that much more common.
-_PREFIXES = {
-    "train": (
-        "a picture of ",
-        "a picture of ",
-        "an image of ",
-        "a drawing of ",
-        "an illustration of ",
-        "a photo of ",
-        "a scene with ",
-        "draw ",
-    ),
-    "unseen": ("a painting of ", "please show me ", "generate ", "an artwork of ", "a rendering of "),
-}
-_SINGLE = {
-    "train": ("{a}",),
-    "unseen": ("just {a}", "only {a}", "nothing but {a}", "{a}, alone"),
-}
-_SIDE_BY_SIDE = {
-    "train": (
-        *("{a} left of {b}",) * 3,
-        *("{a} to the left of {b}",) * 3,
-        *("{b} right of {a}",) * 3,
-        *("{b} to the right of {a}",) * 3,
-        *("{a} on the left and {b} on the right",) * 2,
-        "{a} on the left, {b} on the right",
-        "{b} on the right and {a} on the left",
-        "{a} next to {b}",
-        "{b} beside {a}",
-        "{a} and {b}",
-        "{b} and {a}",
-        "{b} with {a}",
-    ),
-    "unseen": (
-        "{a} with {b} to its right",
-        "{b} with {a} to its left",
-        "left: {a}, right: {b}",
-        "{a}, and to the right of it {b}",
-        "to the left of {b} there is {a}",
-        "{a} placed left of {b}",
-        "on the left {a} and on the right {b}",
-    ),
-}
-_STACKED = {
-    "train": (
-        *("{a} above {b}",) * 4,
-        *("{a} over {b}",) * 2,
-        *("{b} below {a}",) * 4,
-        *("{b} under {a}",) * 2,
-        *("{a} at the top and {b} at the bottom",) * 2,
-        "{b} at the bottom and {a} at the top",
-        "{a} above and {b} below",
-        "{a} and {b}",
-        "{b} and {a}",
-        "{a} with {b}",
-    ),
-    "unseen": (
-        "{b} beneath {a}",
-        "{b} underneath {a}",
-        "{a} with {b} below it",
-        "top: {a}, bottom: {b}",
-        "above {b} there is {a}",
-        "{b} placed below {a}",
-        "at the top {a} and at the bottom {b}",
-    ),
-}
-_COUNTS = {
-    "train": {
-        2: ("two {s}", "two {s}", "2 {s}", "a pair of {s}", "a couple of {s}"),
-        3: ("three {s}", "three {s}", "3 {s}", "a group of three {s}"),
-        4: ("four {s}", "four {s}", "4 {s}", "a group of four {s}"),
-    },
-    "unseen": {
-        2: ("exactly two {s}", "{s}, two of them", "a duo of {s}", "a set of 2 {s}"),
-        3: ("exactly three {s}", "{s}, three of them", "a trio of {s}", "a set of 3 {s}"),
-        4: ("exactly four {s}", "{s}, four of them", "a quartet of {s}", "a set of 4 {s}"),
-    },
-}
-_ARRANGEMENTS = {
-    "train": {
-        "row": ("in a row", "side by side", "next to each other"),
-        "column": ("in a column", "one above the other"),
-        "diagonal": ("in a diagonal line", "placed diagonally"),
-        "triangle": ("in a triangle", "forming a triangle"),
-        "square": ("in a square", "forming a square"),
-    },
-    "unseen": {
-        "row": ("lined up from left to right",),
-        "column": ("stacked from top to bottom",),
-        "diagonal": ("along a diagonal",),
-        "triangle": ("arranged as a triangle",),
-        "square": ("arranged as a square",),
-    },
-}
-_LISTS = {
-    "train": ("{list}",),
-    "unseen": ("all of these: {list}", "{list} together", "a collection of {list}"),
-}
-_IN_ORDER = {
-    "train": {
-        "row": ("from left to right: {list}", "{list} in a row", "{list} side by side", "{list} from left to right"),
-        "column": ("from top to bottom: {list}", "{list} in a column", "{list} from top to bottom"),
-    },
-    "unseen": {
-        "row": ("left to right, {list}", "lined up: {list}"),
-        "column": ("top to bottom, {list}", "stacked up: {list}"),
-    },
-}
-_BETWEEN = {"train": ("{b} between {a} and {c}",), "unseen": ("{a} and {c} with {b} in the middle",)}
-_PLACES: dict[str, dict[Place, tuple[str, ...]]] = {
-    "train": {
-        "centre": ("in the centre", "in the center", "in the middle"),
-        "left": ("on the left", "on the left side"),
-        "right": ("on the right", "on the right side"),
-        "top": ("at the top",),
-        "bottom": ("at the bottom",),
-        "top left": ("in the top left corner", "at the top left", "in the top left"),
-        "top right": ("in the top right corner", "at the top right", "in the top right"),
-        "bottom left": ("in the bottom left corner", "at the bottom left", "in the bottom left"),
-        "bottom right": ("in the bottom right corner", "at the bottom right", "in the bottom right"),
-    },
-    "unseen": {
-        "centre": ("right in the center", "centred"),
-        "left": ("at the left edge",),
-        "right": ("at the right edge",),
-        "top": ("near the top",),
-        "bottom": ("near the bottom",),
-        "top left": ("in the upper left corner", "in the upper left"),
-        "top right": ("in the upper right corner", "in the upper right"),
-        "bottom left": ("in the lower left corner", "in the lower left"),
-        "bottom right": ("in the lower right corner", "in the lower right"),
-    },
-}
-_ON_PLAIN = {
-    "train": (
-        *("{core} on {a_c} background",) * 7,
-        *("{core} on {c}",) * 2,
-        "{core} against {a_c} background",
-        "{core} in front of {a_c} background",
-        *("{core} with {a_c} background",) * 2,
-        *("{core}, {c} background",) * 2,
-        *("{core}, on {a_c} background",) * 3,
-        "on {a_c} background, {core}",
-        "{a_c} background with {core}",
-    ),
-    "unseen": (
-        "{core} set against {c}",
-        "{core} over {a_c} backdrop",
-        "{core}, the background is {c}",
-        "{core}, background: {c}",
-        "in front of {a_c} backdrop, {core}",
-    ),
-}
-_OF_PLAIN = "{core} of {a_c} background"
-"""After a place: a cat in the centre of a white background."""
-_ON_GRADED = {
-    "train": (
-        *("{core} in front of {w}",) * 3,
-        *("{core} against {w}",) * 2,
-        *("{core} with {w} in the background",) * 2,
-        *("{core} on {a_bare} background",) * 2,
-        "{core}, {bare} background",
-        "{w} with {core}",
-    ),
-    "unseen": ("{core} set against {w}", "{core}, behind it {w}", "{core} before {w}", "{w} behind {core}"),
-}
-_NUMERALS = {2: "two", 3: "three", 4: "four"}
-_SIZES = {
-    "train": {"small": ("small", "small", "little"), "large": ("large", "large", "big")},
-    "unseen": {"small": ("tiny",), "large": ("huge",)},
-}
 
 
 class Captions:
@@ -219,56 +63,57 @@ class Captions:
     def _single(self, scene: Scene, draws: Draws) -> tuple[str, bool]:
         each = scene.objects[0]
         thing = self._thing(each, scene, draws, bare=draws.chance(0.06))
-        core = draws.one_of(_SINGLE[self.templates]).format(a=thing)
+        core = draws.one_of(SINGLE[self.templates]).format(a=thing)
         place = place_of(each.x, each.y)
         said = place is not None and draws.chance(0.3 if place == "centre" else 0.75)
         if said and place is not None:
-            core = f"{core} {draws.one_of(_PLACES[self.templates][place])}"
+            core = f"{core} {draws.one_of(PLACES[self.templates][place])}"
         return core, said
 
     def _pair(self, scene: Scene, draws: Draws) -> str:
         first, second = scene.objects
         if scene.relation in ("right of", "below"):
             first, second = second, first
-        table = _SIDE_BY_SIDE if scene.relation in ("left of", "right of") else _STACKED
+        table = SIDE_BY_SIDE if scene.relation in ("left of", "right of") else STACKED
         bare = draws.chance(0.04)
         a, b = self._thing(first, scene, draws, bare), self._thing(second, scene, draws, bare)
         return draws.one_of(table[self.templates]).format(a=a, b=b)
 
     def _count(self, scene: Scene, draws: Draws) -> str:
         plural = self._thing(scene.objects[0], scene, draws, plural=True)
-        templates = _COUNTS[self.templates][len(scene.objects)]
+        templates = COUNTS[self.templates][len(scene.objects)]
         core = draws.one_of(templates)
         if "pair" in plural and ("pair" in core or "couple" in core or "duo" in core):
             core = templates[0]
         core = core.format(s=plural)
         if scene.arrangement and draws.chance(0.35):
-            core = f"{core} {draws.one_of(_ARRANGEMENTS[self.templates][scene.arrangement])}"
+            core = f"{core} {draws.one_of(ARRANGEMENTS[self.templates][scene.arrangement])}"
         return core
 
     def _group(self, scene: Scene, draws: Draws) -> tuple[str, bool]:
         in_order = [self._thing(each, scene, draws) for each in scene.objects]
         places = [place_of(each.x, each.y) for each in scene.objects]
         manner = draws.unit()
-        ordered = _IN_ORDER[self.templates].get(scene.arrangement or "")
+        ordered = IN_ORDER[self.templates].get(scene.arrangement) if scene.arrangement else None
         if manner < 0.4 and ordered:
             if scene.arrangement == "row" and len(in_order) == 3 and draws.chance(0.35):
                 a, b, c = in_order
-                return draws.one_of(_BETWEEN[self.templates]).format(a=a, b=b, c=c), False
+                return draws.one_of(BETWEEN[self.templates]).format(a=a, b=b, c=c), False
             return draws.one_of(ordered).format(list=_listed(in_order, draws)), False
         if manner < 0.4 and all(places):
-            table = _PLACES[self.templates]
-            placed = [f"{thing} {draws.one_of(table[place])}" for thing, place in zip(in_order, places) if place]
+            table = PLACES[self.templates]
+            pairs = zip(in_order, places, strict=True)
+            placed = [f"{thing} {draws.one_of(table[place])}" for thing, place in pairs if place]
             return _listed(draws.shuffled(placed), draws), False
         things = _listed(draws.shuffled(in_order), draws)
-        return draws.one_of(_LISTS[self.templates]).format(list=things), False
+        return draws.one_of(LISTS[self.templates]).format(list=things), False
 
     def _thing(
         self, each: PlacedObject, scene: Scene, draws: Draws, bare: bool = False, plural: bool = False
     ) -> str:
         known = self._objects[each.name]
         noun, colour = self._noun(known, scene, draws)
-        size = _SIZES[self.templates].get(each.size)
+        size = SIZES[self.words].get(each.size)
         words = [
             draws.one_of(size) if size and draws.chance(0.4) else "",
             colour,
@@ -294,36 +139,78 @@ class Captions:
         word = words[0] if draws.chance(0.6) else draws.one_of(words)
         if not background.plain:
             return self._with_landscape(background, core, word, draws)
-        template = draws.one_of(_ON_PLAIN[self.templates])
+        template = self._template(ON_PLAIN, core, draws)
         if placed and self.templates == "train" and draws.chance(0.35):
-            template = _OF_PLAIN
+            template = OF_PLAIN
         core = self._prefixed(core, template, draws)
         return template.format(core=core, c=word, a_c=f"{article(word)} {word}")
 
     def _with_landscape(self, background: Background, core: str, word: str, draws: Draws) -> str:
         if self.templates == "train" and background.places and draws.chance(0.3):
             return f"{self._with_prefix(core, draws)} {draws.one_of(background.places)}"
-        template = draws.one_of(_ON_GRADED[self.templates])
+        template = self._template(ON_GRADED, core, draws)
         bare = re.sub(r"^(an?|the) ", "", word)
         core = self._prefixed(core, template, draws)
         return template.format(core=core, w=word, a_bare=f"{article(bare)} {bare}", bare=bare)
+
+    def _template(self, table: dict[str, tuple[str, ...]], core: str, draws: Draws) -> str:
+        template = draws.one_of(table[self.templates])
+        mid_sentence = template.endswith(("with {core}", "behind {core}"))
+        return table[self.templates][0] if mid_sentence and _opens(core) else template
 
     def _prefixed(self, core: str, template: str, draws: Draws) -> str:
         return self._with_prefix(core, draws) if template.startswith("{core}") else core
 
     def _with_prefix(self, core: str, draws: Draws) -> str:
-        return draws.one_of(_PREFIXES[self.templates]) + core if draws.chance(0.22) else core
+        wanted = draws.chance(0.22) and not _opens(core)
+        return draws.one_of(PREFIXES[self.templates]) + core if wanted else core
+
+
+@cache
+def vocabulary() -> tuple[str, ...]:
+    """All words, in lower case, that any caption in any phrasing can contain, whichever objects take part."""
+    tables = (
+        *(PREFIXES, SINGLE, SIDE_BY_SIDE, STACKED, COUNTS, ARRANGEMENTS, LISTS, IN_ORDER, BETWEEN),
+        *(PLACES, ON_PLAIN, OF_PLAIN, ON_GRADED, SIZES),
+    )
+    texts = [*_texts(tables), "a an and"]
+    for background in BACKGROUNDS:
+        texts += [*background.words, *background.reserved, *background.places]
+    for known in emoji_objects():
+        texts.append(known.colour)
+        for noun in (*known.nouns, *known.reserved):
+            texts += [noun.singular, noun.plural]
+    return tuple(sorted({word for text in texts for word in words_of(re.sub(r"{\w+}", " ", text))}))
+
+
+def words_of(caption: str) -> list[str]:
+    """The words of a caption; hyphens belong to them, punctuation does not."""
+    return re.findall(r"[a-z0-9]+(?:-[a-z0-9]+)*", caption)
+
+
+def _texts(table: object) -> Iterator[str]:
+    """Every sentence at the leaves of nested tables."""
+    if isinstance(table, str):
+        yield table
+    elif isinstance(table, (tuple, dict)):
+        for inner in table.values() if isinstance(table, dict) else table:
+            yield from _texts(inner)
+
+
+def _opens(core: str) -> bool:
+    """Whether it can only stand at the beginning: `from left to right: ...`."""
+    return core.startswith(OPENINGS)
 
 
 def article(phrase: str) -> str:
     """`a` or `an`, by the sound of the first word.
 
-    >>> article("umbrella"), article("unicorn"), article("ufo")
-    ('an', 'a', 'a')
+    >>> article("umbrella"), article("unicorn"), article("hourglass")
+    ('an', 'a', 'an')
     """
-    if phrase.startswith(("uni", "ufo", "euro", "one")):
+    if phrase.startswith(("uni", "ufo")):
         return "a"
-    return "an" if phrase[0] in "aeiou" else "a"
+    return "an" if phrase.startswith(("a", "e", "i", "o", "u", "hour")) else "a"
 
 
 def _listed(things: Sequence[str], draws: Draws) -> str:

@@ -1,4 +1,4 @@
-"""Where the objects of a scene stand: sizes and centres that do not overlap and leave no doubt about relations."""
+"""Where the objects of a scene stand: they do not overlap and leave no doubt about their relations."""
 
 import math
 from dataclasses import dataclass
@@ -45,6 +45,19 @@ _PATTERNS: dict[int, tuple[tuple[Arrangement, tuple[tuple[int, int], ...]], ...]
     ),
     4: (("square", ((0, 0), (1, 0), (0, 1), (1, 1))),),
 }
+_PAIRS: dict[tuple[Size, Size], int] = {
+    ("medium", "medium"): 5,
+    ("small", "medium"): 2,
+    ("medium", "small"): 2,
+    ("small", "small"): 2,
+    ("small", "large"): 1,
+    ("large", "small"): 1,
+    ("medium", "large"): 1,
+    ("large", "medium"): 1,
+}
+"""Sizes of a related pair, and how common they are; those that do not fit are left out."""
+_SINGLES: tuple[Size, ...] = ("small", "medium", "medium", "large", "large")
+_AROUND = tuple((across, down) for across in range(3) for down in range(3) if (across, down) != (1, 1))
 
 
 class Spot(NamedTuple):
@@ -91,25 +104,13 @@ class Layout:
         self.side = {size: config.side(size) * self.cells for size in SIZES}
         self.gap = GAP * self.cells
         self.pairs = [
-            (first, second)
-            for first, second, weight in (
-                ("medium", "medium", 5),
-                ("small", "medium", 2),
-                ("medium", "small", 2),
-                ("small", "small", 2),
-                ("small", "large", 1),
-                ("large", "small", 1),
-                ("medium", "large", 1),
-                ("large", "medium", 1),
-            )
-            for _ in range(weight)
-            if self._distances(first, second)
+            pair for pair, weight in _PAIRS.items() if self._distances(*pair) for _ in range(weight)
         ]
         self.fits = {count: self._all_fits(count) for count in _PATTERNS}
 
     def single(self, draws: Draws) -> Spot:
         """Mostly in the centre, else at one of the eight places around it."""
-        size = draws.one_of(("small", "medium", "medium", "large", "large"))
+        size = draws.one_of(_SINGLES)
         across, down = (1, 1) if draws.chance(0.55) else draws.one_of(_AROUND)
         return Spot(size, self._in_third(draws, size, across), self._in_third(draws, size, down))
 
@@ -140,7 +141,8 @@ class Layout:
         height = spacing * max(y for _, y in fit.points)
         left = self._middle_or_any(draws, low, self.cells - low - width)
         top = self._middle_or_any(draws, low, self.cells - low - height)
-        return fit.arrangement, [self._spot(fit.size, left + x * spacing, top + y * spacing) for x, y in fit.points]
+        spots = [self._spot(fit.size, left + x * spacing, top + y * spacing) for x, y in fit.points]
+        return fit.arrangement, spots
 
     def _all_fits(self, count: int) -> list[_Fit]:
         fits = []
@@ -176,6 +178,3 @@ class Layout:
 
     def _spot(self, size: Size, x: int, y: int) -> Spot:
         return Spot(size, float(x * self.step), float(y * self.step))
-
-
-_AROUND = tuple((across, down) for across in range(3) for down in range(3) if (across, down) != (1, 1))

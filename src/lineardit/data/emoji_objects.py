@@ -1,8 +1,9 @@
-"""The curated list of objects: their glyphs, the words people use for them, and where they would not be seen."""
+"""The curated list of objects: their glyphs, the words for them, and where they would not be seen."""
 
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,26 @@ def emoji_objects() -> tuple[EmojiObject, ...]:
         )
         for row in read_table("emoji_objects.tsv")
     )
+
+
+class EmojiWords(NamedTuple):
+    """What the Unicode CLDR says about an emoji."""
+
+    name: str
+    keywords: tuple[str, ...]
+
+
+@cache
+def emoji_words() -> dict[str, EmojiWords]:
+    """English name and keywords of about 1,340 pictorial emoji that the font has, by their glyph.
+
+    Glyphs stand without variation selectors. The words reach beyond the curated list: for tokenizers,
+    and for longer lists.
+    """
+    return {
+        row["glyph"]: EmojiWords(row["name"], tuple(filter(None, row["keywords"].split(", "))))
+        for row in read_table("emoji_words.tsv")
+    }
 
 
 @cache

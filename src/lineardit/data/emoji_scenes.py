@@ -13,11 +13,13 @@ from lineardit.data.backgrounds import BACKGROUND_NAMES, background_rows
 from lineardit.data.composition import Composition
 from lineardit.data.draws import Draws
 from lineardit.data.emoji_atlas import Atlas
-from lineardit.data.emoji_captions import Captions, Phrasing
+from lineardit.data.emoji_captions import Captions, Phrasing, vocabulary
 from lineardit.data.emoji_layout import OPPOSITE, Layout, Spot
 from lineardit.data.emoji_objects import emoji_objects
 from lineardit.data.scene import Kind, PlacedObject, Scene
 from lineardit.errors import ConfigError, InputError
+
+__all__ = ["VERSION", "Atlas", "EmojiScenes", "PlacedObject", "Scene", "SceneBatch", "Split", "vocabulary"]
 
 Split = Literal["train", "held_out"]
 
@@ -58,7 +60,9 @@ class EmojiScenes:
     ) -> None:
         listed = emoji_objects()
         if config.objects > len(listed):
-            raise ConfigError(f"objects={config.objects}: the curated list has {len(listed)}. Use at most that.")
+            raise ConfigError(
+                f"objects={config.objects}: the list has {len(listed)}. Use {len(listed)} or less."
+            )
         if split not in ("train", "held_out"):
             raise InputError(f"split={split!r} is neither train nor held_out.")
         self.config = config
@@ -172,20 +176,15 @@ class EmojiScenes:
         return Scene(background, objects, kind, **relations)
 
     def _lay(self, canvas: Tensor, side: int, placed: list[tuple[int, str, int, int]]) -> None:
-        """Lay objects of one size on the canvas: canvas = ink + keep * canvas where they are."""
-        height, width = canvas.shape[-2:]
+        """Lay objects of one size on the canvas: ink + keep * canvas in each one's window."""
         ink, keep = self._glyphs(side, canvas.device)
         position = self.atlas.index
-        glyph = torch.tensor([position[name] for _, name, _, _ in placed], device=canvas.device)
-        corner = torch.tensor(
-            [(picture * 3 * height + top) * width + left for picture, _, top, left in placed], device=canvas.device
-        )
-        steps = torch.arange(side, device=canvas.device)
-        colours = torch.arange(3, device=canvas.device) * height * width
-        inside = colours[:, None, None] + steps[:, None] * width + steps
-        where = corner[:, None, None, None] + inside
-        flat = canvas.view(-1)
-        flat[where] = ink[glyph] + keep[glyph] * flat[where]
+        pictures, names, tops, lefts = zip(*placed, strict=True)
+        glyphs = [position[name] for name in names]
+        picture, top, left, glyph = torch.tensor([pictures, tops, lefts, glyphs], device=canvas.device)
+        # A view of every window of that size; no two objects share a pixel, so none is written twice.
+        windows = canvas.unfold(2, side, 1).unfold(3, side, 1)
+        windows[picture, :, top, left] = ink[glyph] + keep[glyph] * windows[picture, :, top, left]
 
     def _glyphs(self, side: int, device: torch.device) -> tuple[Tensor, Tensor]:
         key = (side, device)
@@ -196,9 +195,7 @@ class EmojiScenes:
         return self._resized[key]
 
 
-def _by_side(
-    scenes: Sequence[Scene], height: int, width: int
-) -> dict[int, list[tuple[int, str, int, int]]]:
+def _by_side(scenes: Sequence[Scene], height: int, width: int) -> dict[int, list[tuple[int, str, int, int]]]:
     """Picture, name, top and left of every object, by its side in pixels."""
     groups: dict[int, list[tuple[int, str, int, int]]] = {}
     for picture, scene in enumerate(scenes):
@@ -214,6 +211,6 @@ def _check(atlas: Atlas, names: Sequence[str]) -> None:
     missing = [name for name in names if name not in atlas.index]
     if missing:
         raise InputError(
-            f"the atlas lacks {len(missing)} of {len(names)} objects, such as {missing[0]!r}: render one with "
-            "Atlas.from_font(names), or lower the number of objects."
+            f"the atlas lacks {len(missing)} of {len(names)} objects, such as {missing[0]!r}: render one "
+            "with Atlas.from_font(names), or lower the number of objects."
         )
