@@ -58,6 +58,8 @@ COLOURS = {
 }
 CLOSE = 0.11
 """Distance in OKLab below which a pixel is hard to tell from the background."""
+CLOSE_RGB = 0.2
+"""The same in sRGB, for dark colours, which OKLab puts far apart."""
 HIDDEN_SHARE = 0.5
 """An object is hidden where more than this share of its outline is that close."""
 
@@ -88,13 +90,13 @@ def visibility() -> str:
     glyphs = Atlas.from_font(names).resized(64).double()
     palette = [(name, tuple(bytes.fromhex(each))) for name, shades in COLOURS.items() for each in shades]
     shades = oklab(torch.tensor([shade for _, shade in palette], dtype=torch.float64) / 255)
-    rows = {each.name: oklab(each.colours(64).T.double()) for each in BACKGROUNDS}
+    rows = {each.name: each.colours(64).T.double() for each in BACKGROUNDS}
     lines = ["noun\tcolour\tshare\thidden_on"]
     for name, glyph in zip(names, glyphs, strict=True):
         alpha = glyph[3]
         solid = alpha > 0.5
-        pixels = oklab((glyph[:3] / alpha.clamp(min=1e-3)).permute(1, 2, 0).clamp(0, 1))
-        nearest = torch.cdist(pixels[solid], shades).argmin(1)
+        pixels = (glyph[:3] / alpha.clamp(min=1e-3)).permute(1, 2, 0).clamp(0, 1)
+        nearest = torch.cdist(oklab(pixels[solid]), shades).argmin(1)
         counts = dict.fromkeys(COLOURS, 0.0)
         for shade in nearest.tolist():
             counts[palette[shade][0]] += 1 / len(nearest)
@@ -102,14 +104,15 @@ def visibility() -> str:
         outside = max_pool2d((~solid)[None].double(), 7, stride=1, padding=3)[0] > 0
         outside[:3] = outside[-3:] = outside[:, :3] = outside[:, -3:] = True
         outline = pixels[solid & outside]
-        hidden = [each for each, lab in rows.items() if _hidden(outline, lab)]
+        hidden = [each for each, colours in rows.items() if _hidden(outline, colours)]
         lines.append(f"{name}\t{colour}\t{counts[colour]:.2f}\t{', '.join(hidden)}")
     return "\n".join(lines) + "\n"
 
 
 def _hidden(outline: Tensor, rows: Tensor) -> bool:
     """Wherever on a graded background the object may stand: over any quarter of its rows."""
-    close = (torch.cdist(outline, rows) < CLOSE).double().mean(0)
+    near = torch.cdist(oklab(outline), oklab(rows)) < CLOSE
+    close = (near | (torch.cdist(outline, rows) < CLOSE_RGB)).double().mean(0)
     return bool(close.unfold(0, 16, 4).mean(1).max() > HIDDEN_SHARE)
 
 

@@ -41,8 +41,8 @@ class SceneConfig(Config):
             multiple = self.size % 16 == 0
             remedy = f"1 or {self.size // 8}" if multiple else "1, or a size that is a multiple of 16"
             raise ValueError(
-                f"placement_step={self.placement_step} must divide half of size={self.size} and be at most an "
-                f"eighth of it. Use {remedy}."
+                f"placement_step={self.placement_step} must divide half of size={self.size} and be at most "
+                f"an eighth of it. Use {remedy}."
             )
         return self
 

@@ -22,7 +22,10 @@ OPPOSITE: dict[Relation, Relation] = {
     "below": "above",
 }
 GAP = 1 / 32
-"""Least distance between the squares of two objects, over the side of the canvas."""
+"""Least distance between the squares of two objects, over the side of the canvas; and to its edge, where
+that leaves enough places."""
+EDGE, CENTRE = 0.32, 0.06
+"""An object is on the left up to this fraction of the width, and in the middle this close to it."""
 LEAST_DISTANCE = 0.3
 """Least distance between the centres of a related pair, along the axis of the relation."""
 MOST_OFFSET = 0.125
@@ -78,11 +81,11 @@ def place_of(x: float, y: float) -> Place | None:
 
 
 def _third(position: float, first: str, last: str) -> str | None:
-    if position <= 0.32:
+    if position <= EDGE:
         return first
-    if position >= 0.68:
+    if position >= 1 - EDGE:
         return last
-    return "" if abs(position - 0.5) <= 0.06 else None
+    return "" if abs(position - 0.5) <= CENTRE else None
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,8 @@ class _Fit:
     arrangement: Arrangement
     points: tuple[tuple[int, int], ...]
     size: Size
+    low: int
+    """Least centre, in steps from the edge."""
     spacings: tuple[int, ...]
 
 
@@ -136,7 +141,7 @@ class Layout:
         """That many objects of one size in a tidy pattern."""
         fit = draws.one_of(self.fits[count])
         spacing = draws.one_of(fit.spacings)
-        low = self._low(fit.size)
+        low = fit.low
         width = spacing * max(x for x, _ in fit.points)
         height = spacing * max(y for _, y in fit.points)
         left = self._middle_or_any(draws, low, self.cells - low - width)
@@ -153,9 +158,11 @@ class Layout:
             extent = max(max(point) for point in points)
             for size in SIZES:
                 least = math.ceil((self.side[size] + self.gap) / closest)
-                most = (self.cells - 2 * self._low(size)) // extent
-                if least <= most:
-                    fits.append(_Fit(arrangement, points, size, tuple(range(least, most + 1))))
+                for low in (self._low(size), self._flush(size)):
+                    spacings = range(least, (self.cells - 2 * low) // extent + 1)
+                    if spacings:
+                        fits.append(_Fit(arrangement, points, size, low, tuple(spacings)))
+                        break
         return fits
 
     def _distances(self, first: Size, second: Size) -> range:
@@ -163,14 +170,18 @@ class Layout:
         return range(math.ceil(least), self.cells - self._low(first) - self._low(second) + 1)
 
     def _low(self, size: Size) -> int:
+        """Least centre: off the edge, unless the object would then stand nowhere near it."""
+        low = math.ceil(self.side[size] / 2 + self.gap)
+        return low if low <= EDGE * self.cells else self._flush(size)
+
+    def _flush(self, size: Size) -> int:
         return math.ceil(self.side[size] / 2)
 
     def _middle_or_any(self, draws: Draws, low: int, high: int) -> int:
         return (low + high) // 2 if draws.chance(0.6) else draws.one_of(range(low, high + 1))
 
     def _in_third(self, draws: Draws, size: Size, third: int) -> float:
-        low, edge = self._low(size), int(0.32 * self.cells)
-        reach = int(0.05 * self.cells)
+        low, edge, reach = self._low(size), int(EDGE * self.cells), int(CENTRE * self.cells)
         middle = self.cells // 2
         allowed = (range(low, edge + 1), range(middle - reach, middle + reach + 1))[min(third, 2 - third)]
         position = draws.one_of(allowed)
