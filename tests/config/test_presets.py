@@ -63,6 +63,8 @@ def test_an_autoencoder_has_the_published_stride_channels_and_scale(
     assert [stage.block for stage in config.encoder[:4]] == ["residual"] * 3 + ["efficientvit"]
     assert {stage.block for stage in config.decoder[3:]} == {"efficientvit"}
     assert [stage.width for stage in config.encoder] == [stage.width for stage in config.decoder]
+    widths = [128, 256, 512, 512, 1024, 1024, 2048, 2048]
+    assert [stage.width for stage in config.encoder] == widths[: len(config.encoder)]
     assert len(AUTOENCODERS) == 8
 
 

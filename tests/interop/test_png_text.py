@@ -81,8 +81,8 @@ def test_any_text_is_parsed_without_an_error(text: str) -> None:
 
 def test_a_long_text_is_parsed_in_no_time() -> None:
     started = time.process_time()
-    parse_parameters("a cat\nSteps: " + "a " * 400_000)
-    assert time.process_time() - started < 3
+    parse_parameters("a cat\nSteps: 1, " + "a " * 30_000)
+    assert time.process_time() - started < 1
 
 
 @settings(deadline=None)

@@ -83,8 +83,6 @@ def _call(verb: str, arguments: list[str]) -> int:
     try:
         with _warnings_on_stderr():
             code = app(arguments, prog_name=f"lineardit {verb}", standalone_mode=False)
-    except typer.Abort as stopped:
-        raise KeyboardInterrupt from stopped
     except TyperException as wrong:
         raise InputError(f"{wrong.format_message()} See lineardit {verb} --help.") from None
     return code if isinstance(code, int) else 0
