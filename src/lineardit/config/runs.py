@@ -12,7 +12,8 @@ from lineardit.config.scenes import SceneConfig
 class OptimizerConfig(Config):
     """How weights follow their gradients."""
 
-    optimizer: Literal["adamw"] = "adamw"
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: the matrices of the blocks follow Muon, everything else AdamW."""
     """Decoupled weight decay (arXiv:1711.05101)."""
     learning_rate: float = Field(3e-4, gt=0)
     """Rate after the warm-up, before the decay."""

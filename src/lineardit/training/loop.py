@@ -4,21 +4,23 @@ import hashlib
 import logging
 import signal
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim import Optimizer
 
 from lineardit.config.runs import LoopConfig
 from lineardit.errors import CheckpointError, NotFiniteError, OutputError
 from lineardit.training import checkpoint
 from lineardit.training.average import WeightAverage
 from lineardit.training.finite import check_parameters, finite_outputs
-from lineardit.training.optimizer import build_optimizer, learning_rate_at
+from lineardit.training.optimizer import build_optimizers, learning_rate_at
 from lineardit.training.progress import Progress
 
 _log = logging.getLogger(__name__)
@@ -57,7 +59,12 @@ def step_generator(seed: int, step: int, purpose: str = "") -> torch.Generator:
 
 def precision(dtype: str, device: torch.device) -> AbstractContextManager[Any]:
     """Autocast to bfloat16 around the forward pass, or nothing; weights stay float32."""
-    return torch.autocast(device.type, torch.bfloat16) if dtype == "bf16" else nullcontext()
+    stack = ExitStack()
+    if dtype == "bf16":
+        stack.enter_context(torch.autocast(device.type, torch.bfloat16))
+    if device.type == "cpu":  # for prompts of some 20 tokens the fused backward pass is slower than plain products
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+    return stack
 
 
 def train(task: Task, loop: LoopConfig, folder: Path, *, resume: bool) -> Outcome:
@@ -70,15 +77,14 @@ def train(task: Task, loop: LoopConfig, folder: Path, *, resume: bool) -> Outcom
         NotFiniteError: a loss is not finite; names the layer. The last checkpoint stays.
     """
     model, device = task.model, next(task.model.parameters()).device
-    optimizer = build_optimizer(model, loop)
+    optimizers = build_optimizers(model, loop)
     average = WeightAverage(model, loop.ema_half_life)
-    start = _restore(folder, model, average, optimizer, resume)
+    start = _restore(folder, model, average, optimizers, resume)
     progress = Progress(folder, loop.steps, loop.batch_size, start)
     saved_at, step = time.monotonic(), start
     with progress, _stop_signals() as stop:
         for step in range(start, loop.steps):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate_at(step, loop)
+            rate = learning_rate_at(step, loop)
             with precision(loop.dtype, device):
                 losses = task.losses(step)
             logged = (step + 1) % loop.log_every == 0 or step + 1 == loop.steps
@@ -87,18 +93,21 @@ def train(task: Task, loop: LoopConfig, folder: Path, *, resume: bool) -> Outcom
             losses["loss"].backward()
             norm = nn.utils.clip_grad_norm_(model.parameters(), loop.clip)
             if torch.isfinite(norm):
-                optimizer.step()
+                for optimizer in optimizers:
+                    for group in optimizer.param_groups:
+                        group["lr"] = rate
+                    optimizer.step()
                 average.update(model, step)
             else:
                 progress.skipped(step)
-            optimizer.zero_grad(set_to_none=True)
+            model.zero_grad(set_to_none=True)
             done = step + 1
-            progress.advance(done, losses, float(norm), optimizer.param_groups[0]["lr"] if logged else None)
+            progress.advance(done, losses, float(norm), rate if logged else None)
             if done % loop.sample_every == 0 or done == loop.steps:
                 progress.pictures(done, task.sample(average.model, step))
             due = done % loop.checkpoint_every == 0 or time.monotonic() - saved_at > 60 * loop.checkpoint_minutes
             if due or stop.asked or done == loop.steps:
-                _save(folder, done, model, average, optimizer, loop.keep)
+                _save(folder, done, model, average, optimizers, loop.keep)
                 saved_at = time.monotonic()
             if stop.asked:
                 _log.warning("stopped at step %d of %d; go on with --resume", done, loop.steps)
@@ -115,21 +124,22 @@ def _explain(task: Task, step: int, dtype: str, device: torch.device) -> None:
 
 
 def _save(
-    folder: Path, step: int, model: nn.Module, average: WeightAverage, optimizer: torch.optim.Optimizer, keep: int
+    folder: Path, step: int, model: nn.Module, average: WeightAverage, optimizers: Sequence[Optimizer], keep: int
 ) -> None:
-    state = optimizer.state_dict()
+    states = [optimizer.state_dict() for optimizer in optimizers]
     moments = {
-        f"{index}.{name}": value
+        f"{number}.{index}.{name}": value
+        for number, state in enumerate(states)
         for index, slot in state["state"].items()
         for name, value in slot.items()
         if isinstance(value, Tensor)
     }
     tensors = {"model": model.state_dict(), "ema": average.state_dict(), "optimizer": moments}
-    checkpoint.save(folder, step, tensors, {"groups": state["param_groups"]}, keep)
+    checkpoint.save(folder, step, tensors, {"groups": [state["param_groups"] for state in states]}, keep)
 
 
 def _restore(
-    folder: Path, model: nn.Module, average: WeightAverage, optimizer: torch.optim.Optimizer, resume: bool
+    folder: Path, model: nn.Module, average: WeightAverage, optimizers: Sequence[Optimizer], resume: bool
 ) -> int:
     found = checkpoint.load_newest(folder) if folder.exists() else None
     if found is None:
@@ -143,11 +153,12 @@ def _restore(
         raise CheckpointError(
             f"{found.path} is of another network: {str(error).splitlines()[0]} Resume with the recipe it was made by."
         ) from None
-    slots: dict[int, dict[str, Tensor]] = {}
+    slots: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
     for key, value in found.tensors["optimizer"].items():
-        index, name = key.split(".", 1)
-        slots.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": slots, "param_groups": found.state["groups"]})
+        number, index, name = key.split(".", 2)
+        slots[int(number)].setdefault(int(index), {})[name] = value
+    for optimizer, slot, groups in zip(optimizers, slots, found.state["groups"], strict=True):
+        optimizer.load_state_dict({"state": slot, "param_groups": groups})
     return found.step
 
 

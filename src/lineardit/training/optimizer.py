@@ -1,21 +1,43 @@
-"""The optimizer, its parameter groups, and the learning rate as a pure function of the step."""
+"""The optimizers, their parameter groups, and the learning rate as a pure function of the step."""
 
 import math
+from collections.abc import Mapping
 
 from torch import nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Muon, Optimizer
 
 from lineardit.config.runs import LoopConfig
 
 
-def build_optimizer(model: nn.Module, config: LoopConfig) -> AdamW:
-    """AdamW over two groups: matrices and kernels decay, norms, biases and tables of one axis do not."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+def build_optimizers(model: nn.Module, config: LoopConfig) -> list[Optimizer]:
+    """AdamW, or Muon for the matrices of the blocks and AdamW for everything else.
+
+    Matrices and kernels decay; norms, biases and tables of one axis do not. Muon's steps are scaled to the size
+    of AdamW's (arXiv:2502.16982), so that both follow the same learning rate.
+    """
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    matrices = _block_matrices(model, trained) if config.optimizer == "muon" else {}
+    rest = [parameter for name, parameter in trained.items() if name not in matrices]
     groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return AdamW([group for group in groups if group["params"]], lr=config.learning_rate, betas=config.betas)
+    adamw = AdamW([group for group in groups if group["params"]], lr=config.learning_rate, betas=config.betas)
+    if not matrices:
+        return [adamw]
+    muon = Muon(
+        list(matrices.values()),
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return [adamw, muon]
+
+
+def _block_matrices(model: nn.Module, trained: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """Weights of the linear layers inside blocks: what goes in and out of a network is no mere rotation."""
+    names = [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return {name: trained[name] for name in names if ".blocks." in f".{name}" and name in trained}
 
 
 def learning_rate_at(step: int, config: LoopConfig) -> float:

@@ -1,0 +1,125 @@
+"""`lineardit generate`: sentences in, pictures out."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lineardit.errors import InputError, OutputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from lineardit.pipeline import Settings
+
+LONGEST_NAME = 60
+
+
+def generate(
+    prompts: Annotated[list[str], typer.Argument(help="What to draw; several sentences give several pictures.")],
+    model: Annotated[
+        str | None, typer.Option(help="Folder of a model; the bundled one unless given.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="A .png file for one picture, or a folder for any number.")
+    ] = Path("."),
+    height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
+    num_inference_steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(help="How strictly to follow the prompt; 1 is off.")] = None,
+    negative_prompt: Annotated[str, typer.Option(help="What to lead away from.")] = "",
+    seed: Annotated[int, typer.Option(help="Of the first picture; the next has the next seed.")] = 0,
+    num_images: Annotated[int, typer.Option(help="Pictures for each prompt.")] = 1,
+    sampler: Annotated[str, typer.Option(help="dpm++, euler or heun.")] = "dpm++",
+    dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16 or auto.")] = "fp32",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Replace pictures of the same name.")] = False,
+) -> None:
+    """Draw pictures. Prompt, seed and settings are kept in each PNG; `lineardit info FILE` reads them back."""
+    from lineardit.text.prompt import check_prompts
+
+    check_prompts(prompts)
+    if num_images < 1:
+        raise InputError(f"num_images={num_images} is not a positive number. Use 1 or more.")
+    places = _places(output, prompts, seed, num_images)
+    _check_writable(places, force)
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from lineardit.pipeline import Pipeline
+
+    pipe = Pipeline.from_pretrained(model, device=device, dtype=dtype)
+    jobs = pipe.plan(
+        prompts,
+        negative_prompt,
+        height=height,
+        width=width,
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        num_images_per_prompt=num_images,
+        seed=seed,
+        sampler=sampler,
+    )
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task("drawing", total=sum(job.num_inference_steps for job in jobs))
+        # One after the other, so that Ctrl-C leaves every finished picture.
+        for job, place in zip(jobs, places, strict=True):
+            (picture,) = pipe.draw([job], on_step=lambda _: bar.advance(task)).images
+            _write(picture, job, place)
+            bar.console.print(f"{place}  seed {job.seed}", highlight=False)
+
+
+def _places(output: Path, prompts: list[str], seed: int, num_images: int) -> list[Path]:
+    count = len(prompts) * num_images
+    if output.suffix.lower() == ".png":
+        if count > 1:
+            raise InputError(f"{output} is one file for {count} pictures. Give a folder with -o.")
+        return [output]
+    if output.suffix and not output.is_dir():
+        raise InputError(f"{output} has the ending {output.suffix}: pictures are written as .png.")
+    names = [
+        f"{_name(prompts[index // num_images])}-{seed + index}.png" for index in range(count)
+    ]
+    return [output / name for name in names]
+
+
+def _name(prompt: str) -> str:
+    """The prompt as a file name: letters and digits of any script, with dashes between."""
+    words = re.sub(r"[\W_]+", "-", prompt.lower()).strip("-") or "picture"
+    return words[:LONGEST_NAME].rstrip("-")
+
+
+def _check_writable(places: list[Path], force: bool) -> None:
+    """Find out before any work whether the pictures can be written."""
+    import os
+
+    folder = places[0].parent
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise OutputError(f"{folder} cannot be written to: {existing} is not a folder you may write in.")
+    taken = [place for place in places if place.exists()]
+    if taken and not force:
+        raise OutputError(f"{taken[0]} exists. Add --force to replace it, or choose another seed or place.")
+
+
+def _write(picture: "Image", job: "Settings", place: Path) -> None:
+    """Write a whole file or none."""
+    import os
+    from dataclasses import asdict
+    from importlib.metadata import version
+
+    from lineardit.interop.png_text import png_text
+
+    temporary = place.with_name(f".{place.name}.{os.getpid()}")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(temporary, "PNG", pnginfo=png_text({**asdict(job), "version": version("lineardit")}))
+        temporary.replace(place)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(f"{place} was not written: {error.strerror or error}.") from None

@@ -1,0 +1,355 @@
+"""From prompts to pictures: text, noise, the denoising loop as a generator of states, decoding."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from lineardit.autoencoder.model import Autoencoder
+from lineardit.data.pictures import to_picture
+from lineardit.diffusion.guidance import guided
+from lineardit.diffusion.randomness import seeded_noise
+from lineardit.diffusion.samplers import sampler_named
+from lineardit.diffusion.states import State
+from lineardit.diffusion.times import check_steps, dpm_flow_times, flow_times
+from lineardit.errors import CheckpointError, InputError, ShapeError
+from lineardit.interop.native import INDEX, autoencoder_from, read_model, transformer_from
+from lineardit.interop.scene_text import scene_text_from
+from lineardit.kernels.select import DTYPES, inspect_machine, select
+from lineardit.text.embedding import TextEmbedding, TextEncoder
+from lineardit.text.prompt import check_prompts
+from lineardit.transformer.model import Transformer
+
+BUNDLED = "emoji"
+"""Name of the model that ships with the package."""
+LARGEST_SEED = 2**63 - 1
+
+OutputType = Literal["pil", "np", "pt", "latent"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that decides a picture, apart from the weights; saved in its PNG."""
+
+    prompt: str
+    negative_prompt: str
+    height: int
+    width: int
+    num_inference_steps: int
+    guidance_scale: float
+    sampler: str
+    seed: int
+    model: str
+
+
+@dataclass(frozen=True)
+class Output:
+    """Pictures, and how each was made."""
+
+    images: Any
+    """A list of PIL pictures, an array (b H W 3) in [0, 1], a tensor (b 3 H W) in [-1, 1], or latents."""
+    settings: tuple[Settings, ...]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """What a model was made to be sampled with; a call may differ."""
+
+    shift: float = 1.0
+    """Flow shift of the time grid."""
+    guidance_scale: float = 4.5
+    num_inference_steps: int = 20
+    size: int = 1024
+    """Pixels per side where no height or width is given."""
+
+
+class Pipeline:
+    """A model ready to draw. The same prompt, settings and seed give the same picture in any batch."""
+
+    def __init__(
+        self,
+        transformer: Transformer,
+        autoencoder: Autoencoder,
+        text_encoder: TextEncoder,
+        sampling: Sampling,
+        *,
+        name: str,
+    ) -> None:
+        self.transformer, self.autoencoder, self.text_encoder = transformer, autoencoder, text_encoder
+        self.sampling, self.name = sampling, name
+
+    @classmethod
+    def from_pretrained(
+        cls, place: str | Path | None = None, *, device: str = "auto", dtype: str = "fp32"
+    ) -> "Pipeline":
+        """Load the bundled model, or that of a folder that `lineardit train` wrote.
+
+        `dtype` is fp32, bf16 or fp16, or "auto" for what is fastest here. The text encoder stays in float32.
+
+        Raises:
+            CheckpointError: there is no model, or it is damaged.
+            InputError: the device or the dtype is not here.
+        """
+        chosen = select(inspect_machine(), device, dtype)
+        folder = _folder(place)
+        model = read_model(folder)
+        lacking = {"transformer", "autoencoder", "text_encoder"} - set(model.components)
+        if lacking:
+            raise CheckpointError(f"{folder} holds no {', no '.join(sorted(lacking))}: a pipeline needs all three.")
+        target, floats = chosen.torch_device, DTYPES[chosen.dtype.name]
+        about = model.about.get("sampling", {})
+        return cls(
+            transformer_from(model.components["transformer"], folder).to(target, floats),
+            autoencoder_from(model.components["autoencoder"], folder).to(target, floats),
+            scene_text_from(model.components["text_encoder"], folder).to(target),
+            Sampling(**about),
+            name=BUNDLED if place is None else str(place),
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return self.transformer.patchify.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which dtype they compute."""
+        return self.transformer.patchify.weight.dtype
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str] = "",
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        num_images_per_prompt: int = 1,
+        seed: int | Sequence[int] = 0,
+        sampler: str = "dpm++",
+        output_type: OutputType = "pil",
+        batch_size: int | None = None,
+        on_step: Callable[[State], None] | None = None,
+    ) -> Output:
+        """Draw `num_images_per_prompt` pictures of each prompt.
+
+        A single seed belongs to the first picture, the next has the next seed; a sequence gives each picture its
+        own. `batch_size` pictures are denoised together: by default one on a CPU, where that costs nothing and
+        makes a picture independent of its batch to the bit, all on a GPU. `on_step` sees each state.
+
+        Raises:
+            PromptError: a prompt is empty.
+            InputError: a setting is out of range, with what would pass.
+            ShapeError: height or width is not a multiple of the pixels per token.
+        """
+        jobs = self.plan(
+            prompt,
+            negative_prompt,
+            height=height,
+            width=width,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            num_images_per_prompt=num_images_per_prompt,
+            seed=seed,
+            sampler=sampler,
+        )
+        return self.draw(jobs, output_type=output_type, batch_size=batch_size, on_step=on_step)
+
+    def draw(
+        self,
+        jobs: Sequence[Settings],
+        *,
+        output_type: OutputType = "pil",
+        batch_size: int | None = None,
+        on_step: Callable[[State], None] | None = None,
+    ) -> Output:
+        """Draw planned pictures, `batch_size` at a time."""
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise InputError(f"output_type={output_type!r} is unknown. Use pil, np, pt or latent.")
+        together = batch_size or (1 if self.device.type == "cpu" else len(jobs))
+        finished = []
+        for start in range(0, len(jobs), together):
+            for state in self.states(jobs[start : start + together]):
+                if on_step is not None:
+                    on_step(state)
+                if state.step == state.total:
+                    finished.append(state.latents if output_type == "latent" else self.decode(state.latents))
+        return Output(_as(torch.cat(finished), output_type), tuple(jobs))
+
+    def generate(
+        self,
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str] = "",
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        seed: int | Sequence[int] = 0,
+        sampler: str = "dpm++",
+    ) -> Iterator[State]:
+        """The denoising of one batch, state by state: `pipe.decode(state.denoised)` is a preview."""
+        jobs = self.plan(
+            prompt,
+            negative_prompt,
+            height=height,
+            width=width,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            seed=seed,
+            sampler=sampler,
+        )
+        return self.states(jobs)
+
+    def states(self, jobs: Sequence[Settings]) -> Iterator[State]:
+        """Denoise pictures of one size and step count together, yielding each state."""
+        first = jobs[0]
+        text = self._text(jobs)
+        noise = seeded_noise(self._latent_shape(first), [job.seed for job in jobs], self.device)
+        scales = torch.tensor([job.guidance_scale for job in jobs], device=self.device)
+        grid = dpm_flow_times if first.sampler == "dpm++" else flow_times
+        times = grid(first.num_inference_steps, self.sampling.shift)
+        sample = sampler_named(first.sampler)
+        # inference_mode would not survive being suspended in the middle of a generator that its user leaves.
+        states = sample(guided(self._velocity(text), scales), noise, times)
+        while True:
+            with torch.no_grad():
+                state = next(states, None)
+            if state is None:
+                return
+            yield state
+
+    @torch.no_grad()
+    def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
+        """Pixels in [-1, 1], float32."""
+        return self.autoencoder.decode(latents.to(self.dtype)).float().clamp(-1, 1)
+
+    def _velocity(self, text: TextEmbedding) -> Callable[[Tensor, Tensor], Tensor]:
+        def velocity(latents: Tensor, times: Tensor) -> Tensor:
+            out: Tensor = self.transformer(latents.to(self.dtype), times.float(), text.embeddings, text.mask)
+            return out
+
+        return velocity
+
+    @torch.no_grad()
+    def _text(self, jobs: Sequence[Settings]) -> TextEmbedding:
+        """Negative prompts first, then prompts, padded to one length."""
+        without = self.text_encoder.encode_negative([job.negative_prompt for job in jobs])
+        wanted = self.text_encoder.encode([job.prompt for job in jobs])
+        longest = max(without.mask.shape[1], wanted.mask.shape[1])
+        embeddings, mask = zip(*(_padded(text, longest) for text in (without, wanted)), strict=True)
+        return TextEmbedding(torch.cat(embeddings).to(self.dtype), torch.cat(mask))
+
+    def _latent_shape(self, job: Settings) -> tuple[int, int, int]:
+        config = self.autoencoder.config
+        return config.latent_channels, job.height // config.stride, job.width // config.stride
+
+    def plan(
+        self,
+        prompt: str | Sequence[str],
+        negative_prompt: str | Sequence[str] = "",
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        num_images_per_prompt: int = 1,
+        seed: int | Sequence[int] = 0,
+        sampler: str = "dpm++",
+    ) -> list[Settings]:
+        """What would be drawn, one entry per picture, checked; nothing is computed. Raises as a call does."""
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        check_prompts(prompts)
+        negatives = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else list(negative_prompt)
+        if len(negatives) != len(prompts):
+            raise InputError(
+                f"{len(negatives)} negative prompts for {len(prompts)} prompts: give one for all, or one for each."
+            )
+        if num_images_per_prompt < 1:
+            raise InputError(f"num_images_per_prompt={num_images_per_prompt} is not a positive number. Use 1 or more.")
+        count = len(prompts) * num_images_per_prompt
+        sampler_named(sampler)
+        scale = self.sampling.guidance_scale if guidance_scale is None else guidance_scale
+        steps = self.sampling.num_inference_steps if num_inference_steps is None else num_inference_steps
+        sides = [self._side(name, side) for name, side in (("height", height), ("width", width))]
+        return [
+            Settings(
+                prompt=prompts[index // num_images_per_prompt],
+                negative_prompt=negatives[index // num_images_per_prompt],
+                height=sides[0],
+                width=sides[1],
+                num_inference_steps=_checked_steps(steps),
+                guidance_scale=_checked_scale(scale),
+                sampler=sampler,
+                seed=each,
+                model=self.name,
+            )
+            for index, each in enumerate(_seeds(seed, count))
+        ]
+
+    def _side(self, name: str, side: int | None) -> int:
+        if side is None:
+            return self.sampling.size
+        unit = self.autoencoder.config.stride * self.transformer.config.patch_size
+        if side < unit or side % unit:
+            below = side - side % unit
+            choices = f"{below} or {below + unit}" if below > 0 else str(unit)
+            raise ShapeError(f"{name}={side} is not a multiple of {unit}, the pixels per token. Use {choices}.")
+        return side
+
+
+def _folder(place: str | Path | None) -> Path:
+    if place is None:
+        return Path(str(files("lineardit"))) / "weights" / BUNDLED
+    folder = Path(place)
+    if not (folder / INDEX).is_file():
+        what = "is a folder without a model" if folder.is_dir() else "is no folder"
+        raise CheckpointError(
+            f"{place} {what}: there is no {INDEX}. Give a folder that `lineardit train` wrote, or no model at all "
+            "for the bundled one."
+        )
+    return folder
+
+
+def _checked_steps(steps: int) -> int:
+    try:
+        return check_steps(steps)
+    except InputError as error:
+        raise InputError(f"num_inference_{error}") from None
+
+
+def _checked_scale(scale: float) -> float:
+    if not 0 <= scale <= 100:  # NaN too
+        raise InputError(f"guidance_scale={scale} is not between 0 and 100. Use 1 for none; 3 to 5 is usual.")
+    return float(scale)
+
+
+def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
+    seeds = [seed + index for index in range(count)] if isinstance(seed, int) else list(seed)
+    if len(seeds) != count:
+        raise InputError(f"{len(seeds)} seeds for {count} pictures: give one to count up from, or one for each.")
+    for each in seeds:
+        if not 0 <= each <= LARGEST_SEED:
+            raise InputError(f"seed={each} is not between 0 and {LARGEST_SEED}. Use 0.")
+    return seeds
+
+
+def _padded(text: TextEmbedding, length: int) -> tuple[Tensor, Tensor]:
+    missing = length - text.mask.shape[1]
+    pad = torch.nn.functional.pad
+    return pad(text.embeddings, (0, 0, 0, missing)), pad(text.mask, (0, missing))
+
+
+def _as(images: Tensor, output_type: OutputType) -> list[Image.Image] | Any:
+    if output_type == "pil":
+        return [to_picture(image) for image in images]
+    if output_type == "np":
+        return (images / 2 + 0.5).movedim(1, -1).cpu().numpy()
+    return images
