@@ -61,8 +61,8 @@ def test_a_configuration_is_frozen_and_comes_back_from_json(
         (
             TransformerConfig,
             TRANSFORMER | {"width": 2200},
-            "TransformerConfig: width=2200 does not split into heads of head_dim=32: 24 channels are left over. "
-            "Use width=2176 or width=2208.",
+            "TransformerConfig: width=2200 does not split into heads of head_dim=32: "
+            "24 channels are left over. Use width=2176 or width=2208.",
         ),
         (
             TransformerConfig,
