@@ -17,7 +17,7 @@ help:
 	@echo "Each makes .venv first, with what constraints.txt pins. PYTHON=python3.12 chooses another Python."
 
 demo: .venv/run.stamp
-	$(BIN)/lineardit generate "a red apple left of a cat on a sky blue background" -o demo.png --seed 7
+	$(BIN)/lineardit generate "a red apple left of a cat on a sky blue background" -o demo.png --seed 7 --force
 
 test: .venv/dev.stamp
 	$(BIN)/python -m pytest

@@ -88,7 +88,9 @@ class GenerationTask:
         dropped = prompt_dropout(count, self.run.prompt_dropout, generator)
         empty = torch.full_like(tokens[0], NO_TOKEN)
         empty[: len(self._empty)] = torch.tensor(self._empty)
-        return self.pool["latents"][chosen], torch.where(dropped[:, None], empty, tokens)
+        tokens = torch.where(dropped[:, None], empty, tokens)
+        longest = int((tokens != NO_TOKEN).sum(-1).max())
+        return self.pool["latents"][chosen], tokens[:, :longest]
 
     @torch.no_grad()
     def sample(self, model: nn.Module, step: int) -> Float[Tensor, "b 3 H W"]:
