@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from lineardit.diffusion.paths import DDPMPath, FlowPath, PerSample, Samples, Times, Velocity, widened
@@ -110,7 +111,7 @@ def draw_noise(latents: Samples, generator: torch.Generator) -> Samples:
     return noise.to(latents.device)
 
 
-def squared_error(predicted: Samples, target: Samples) -> PerSample:
+def squared_error(predicted: Float[Tensor, "..."], target: Samples) -> PerSample:
     """Mean squared error of each sample, in the dtype of `target`.
 
     Raises: ShapeError where the shapes differ, instead of broadcasting.

@@ -21,7 +21,7 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 """(latents, times (b,)) -> velocity: all that learning, sampling, guidance and networks share."""
 
 
-def per_sample(values: PerSample, like: Samples) -> Tensor:
+def per_sample(values: Times, like: Samples) -> Tensor:
     """Values of shape (b,) with trailing axes of size 1, so that they multiply `like` sample by sample."""
     return values.reshape(-1, *[1] * (like.ndim - 1))
 

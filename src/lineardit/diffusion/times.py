@@ -14,7 +14,7 @@ TRAINING_STEPS = 1000
 """Times that a network trained on whole steps has seen, as diffusers' schedulers assume."""
 
 
-def check_steps(steps: int) -> int:
+def check_steps(steps: object) -> int:
     """`steps` itself. Raises `InputError` unless it is a positive whole number."""
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise InputError(f"steps={steps!r} is not a positive whole number. Use 1 or more; 20 is usual.")
