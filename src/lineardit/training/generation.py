@@ -99,8 +99,7 @@ class GenerationTask:
         sample = self.run.sample
         prompts = list(sample.prompts)
         text, mask = model.text_encoder.encode([""] * len(prompts) + prompts)
-        shape = (len(prompts), *self.pool["latents"].shape[1:])
-        noise = seeded_noise(shape, range(len(prompts)), text.device)
+        noise = seeded_noise(self.pool["latents"].shape[1:], range(len(prompts)), text.device)
 
         def pair(x: Tensor, times: Tensor) -> Tensor:
             velocity: Tensor = model.transformer(x.float(), times.float(), text, mask)
