@@ -1,0 +1,132 @@
+"""The text encoders of published models, through the optional package transformers."""
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import nn
+
+from lineardit.errors import CheckpointError, MissingExtraError
+from lineardit.text.embedding import TextEmbedding
+from lineardit.text.prompt import sana_instruction, warn_of_cut
+
+
+class _TransformersEncoder:
+    """Last hidden states of a model of transformers, with padding on the right up to the longest prompt.
+
+    Prompts are stripped and lower-cased, as the published models were trained. Models that were trained with
+    padding up to a fixed length never looked at it, so shorter padding gives them the same tokens.
+    """
+
+    model_class: ClassVar[str]
+    default_tokens: ClassVar[int]
+
+    def __init__(
+        self, model: nn.Module, tokenizer: Callable[..., Any], *, max_tokens: int | None = None
+    ) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.max_tokens = self.default_tokens if max_tokens is None else max_tokens
+
+    @classmethod
+    def from_folder(
+        cls, folder: Path, tokenizer_folder: Path | None = None, *, dtype: torch.dtype = torch.float32
+    ) -> Self:
+        """Read model and tokenizer from local folders; nothing is fetched and no code of theirs is run.
+
+        Raises:
+            MissingExtraError: transformers is not installed.
+            CheckpointError: a folder does not hold what it should.
+        """
+        if find_spec("transformers") is None:
+            raise MissingExtraError("transformers", "hub", f"the text encoder {cls.model_class}")
+        transformers = import_module("transformers")
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_folder or folder, local_files_only=True)
+            model = getattr(transformers, cls.model_class).from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, dtype=dtype
+            )
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"{folder} holds no {cls.model_class} with its tokenizer: {reason}") from None
+        return cls(model, tokenizer)
+
+    @property
+    def width(self) -> int:
+        """Channels of a token's vector."""
+        return int(self.model.config.hidden_size)  # type: ignore[union-attr, arg-type]
+
+    def encode(self, prompts: Sequence[str]) -> TextEmbedding:
+        """The prompts' last hidden states; what is beyond `max_tokens` is named in a warning."""
+        return self._encode(prompts, instruction="")
+
+    def encode_negative(self, prompts: Sequence[str]) -> TextEmbedding:
+        """The same, never with an instruction."""
+        return self._encode(prompts, instruction="")
+
+    @torch.no_grad()
+    def _encode(self, prompts: Sequence[str], instruction: str) -> TextEmbedding:
+        """Of the instruction only the first token is kept, and what its last token becomes."""
+        texts = [instruction + prompt.lower().strip() for prompt in prompts]
+        # Two tokens of the instruction are among those kept, so that many less are dropped.
+        dropped = len(self.tokenizer(instruction).input_ids) - 2 if instruction else 0
+        batch = self.tokenizer(
+            texts,
+            padding="longest",
+            padding_side="right",
+            truncation=True,
+            max_length=dropped + self.max_tokens,
+            return_tensors="pt",
+            return_offsets_mapping=True,
+        )
+        for text, end in zip(texts, batch.offset_mapping[..., 1].amax(-1).tolist(), strict=True):
+            if end < len(text):
+                warn_of_cut(text[len(instruction) :], end - len(instruction), self.max_tokens)
+        device = next(self.model.parameters()).device
+        hidden = self.model(
+            input_ids=batch.input_ids.to(device), attention_mask=batch.attention_mask.to(device)
+        ).last_hidden_state
+        kept = [0, *range(dropped + 1, hidden.shape[1])]
+        return TextEmbedding(hidden[:, kept], batch.attention_mask[:, kept].bool().to(device))
+
+
+class GemmaEncoder(_TransformersEncoder):
+    """Gemma-2 as SANA uses it: 300 tokens, the instruction before every prompt but not before a negative one.
+
+    Tokens 0 and the last 299 of instruction and prompt are kept (SANA, arXiv:2410.10629, section 2.3).
+    """
+
+    model_class = "Gemma2Model"
+    default_tokens = 300
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Callable[..., Any],
+        *,
+        max_tokens: int | None = None,
+        instruction: str | None = None,
+    ) -> None:
+        super().__init__(model, tokenizer, max_tokens=max_tokens)
+        self.instruction = sana_instruction() if instruction is None else instruction
+
+    def encode(self, prompts: Sequence[str]) -> TextEmbedding:
+        """The prompts as the instruction makes Gemma read them."""
+        return self._encode(prompts, self.instruction)
+
+
+class T5Encoder(_TransformersEncoder):
+    """The encoder half of T5, as PixArt uses it: 300 tokens, no instruction."""
+
+    model_class = "T5EncoderModel"
+    default_tokens = 300
+
+
+class MiniLMEncoder(_TransformersEncoder):
+    """A small sentence encoder of the BERT family, token by token."""
+
+    model_class = "BertModel"
+    default_tokens = 128
