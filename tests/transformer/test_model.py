@@ -56,6 +56,16 @@ def test_a_published_size_has_the_published_count(name: str, changes: dict[str, 
     assert f"{count / 1e6:.{len(millions.partition('.')[2])}f}" == millions
 
 
+def test_the_meta_device_is_not_initialised(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    monkeypatch.setattr(Transformer, "initialise", calls.append)
+    with torch.device("meta"):
+        Transformer(SMALL)
+    assert not calls
+    Transformer(SMALL)
+    assert len(calls) == 1
+
+
 def test_the_first_velocity_is_zero_and_its_gradient_is_not() -> None:
     transformer = model(trained=False)
     velocity = transformer(LATENTS, TIMES, TEXT, MASK)

@@ -15,9 +15,8 @@ def sinusoids(x: Float[Tensor, "*b"], width: int) -> Float[Tensor, "*b {width}"]
     """[cos(x f), sin(x f)], width / 2 frequencies f from 1 to almost 1 / 10,000, in float32 or wider."""
     half = width // 2
     wide = x if x.dtype == torch.float64 else x.float()
-    # Multiplied before it is divided, as published: at t = 1000 a last bit of f moves the sine by 6e-5.
-    exponents = -math.log(MAX_PERIOD) * torch.arange(half, device=x.device, dtype=wide.dtype) / half
-    frequencies = torch.exp(exponents)
+    exponents = torch.arange(half, device=x.device, dtype=wide.dtype) / half
+    frequencies = torch.exp(-math.log(MAX_PERIOD) * exponents)
     angles = wide.unsqueeze(-1) * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
