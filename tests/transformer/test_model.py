@@ -58,7 +58,7 @@ def test_a_published_size_has_the_published_count(name: str, changes: dict[str, 
 
 def test_the_meta_device_is_not_initialised(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    monkeypatch.setattr(Transformer, "initialise", calls.append)
+    monkeypatch.setattr(Transformer, "initialise", lambda self: calls.append(self))
     with torch.device("meta"):
         Transformer(SMALL)
     assert not calls
