@@ -1,4 +1,4 @@
-"""Attention layers: linear over the picture's own tokens, softmax over the prompt's."""
+"""Attention layers: linear or softmax over the picture's own tokens, softmax over the prompt's."""
 
 import torch
 from einops import rearrange
@@ -16,14 +16,20 @@ def _qk_norm(width: int, wanted: bool) -> nn.Module:
 
 
 class LinearSelfAttention(nn.Module):
-    """Every token attends to every token with ReLU linear attention: O(n) (SANA, section 2.2)."""
+    """Every token attends to every token with linear attention, O(n); ReLU as in SANA, section 2.2."""
 
     def __init__(
-        self, width: int, head_dim: int, *, qk_norm: bool = False, feature_map: str = "relu"
+        self,
+        width: int,
+        head_dim: int,
+        *,
+        qk_norm: bool = False,
+        feature_map: str = "relu",
+        qkv_bias: bool = False,
     ) -> None:
         super().__init__()
         self.head_dim, self.feature_map = head_dim, feature_map
-        self.to_qkv = nn.Linear(width, 3 * width, bias=False)
+        self.to_qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.query_norm, self.key_norm = _qk_norm(width, qk_norm), _qk_norm(width, qk_norm)
         self.to_out = nn.Linear(width, width)
 
@@ -41,6 +47,25 @@ class LinearSelfAttention(nn.Module):
 
     def _heads(self, x: Tensor) -> Tensor:
         return rearrange(x, "b n (heads d) -> b heads n d", d=self.head_dim)
+
+
+class SoftmaxSelfAttention(nn.Module):
+    """Every token attends to every token with softmax attention: O(n^2), fused where torch has a kernel."""
+
+    def __init__(self, width: int, head_dim: int) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.to_qkv = nn.Linear(width, 3 * width)
+        self.to_out = nn.Linear(width, width)
+
+    def forward(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
+        """Mix the tokens; their order does not matter."""
+        query, key, value = rearrange(
+            self.to_qkv(x), "b n (three heads d) -> three b heads n d", three=3, d=self.head_dim
+        ).unbind()
+        mixed = functional.scaled_dot_product_attention(query, key, value)
+        out: Tensor = self.to_out(rearrange(mixed, "b heads n d -> b n (heads d)"))
+        return out
 
 
 class CrossAttention(nn.Module):

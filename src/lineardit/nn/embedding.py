@@ -52,6 +52,11 @@ def grid_positions(
     return torch.cat([columns, rows], dim=-1).reshape(1, height * width, channels)
 
 
+def line_positions(count: int, channels: int) -> Float[Tensor, "{count} {channels}"]:
+    """Fixed sine-cosine positions of the places 0 ... count - 1, never stretched."""
+    return _sine_first(torch.arange(count), channels)
+
+
 def _sine_first(x: Tensor, width: int) -> Tensor:
     # Positions in float64: at 4K the angles are large enough for float32 to lose the third decimal.
     return torch.cat(sinusoids(x.double(), width).chunk(2, dim=-1)[::-1], dim=-1).float()

@@ -1,4 +1,4 @@
-"""Feed-forward layers that look at their neighbours."""
+"""Feed-forward layers: of each token by itself, and of pixels that look at their neighbours."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -23,4 +23,18 @@ class GLUMBConv(nn.Module):
         hidden = functional.silu(self.expand(x))
         content, gate = self.depthwise(hidden.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).chunk(2, dim=-1)
         mixed: Tensor = self.contract(content * functional.silu(gate))
+        return mixed
+
+
+class MLP(nn.Module):
+    """Linear, GELU in its tanh form, linear (DiT, arXiv:2212.09748)."""
+
+    def __init__(self, width: int, hidden_width: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(width, hidden_width)
+        self.contract = nn.Linear(hidden_width, width)
+
+    def forward(self, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b c"]:
+        """Mix the channels of each token."""
+        mixed: Tensor = self.contract(functional.gelu(self.expand(x), approximate="tanh"))
         return mixed
