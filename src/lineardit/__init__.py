@@ -9,12 +9,16 @@ if TYPE_CHECKING:
     from lineardit.kernels.linear_attention import linear_attention as linear_attention
     from lineardit.kernels.linear_attention import linear_attention_state as linear_attention_state
     from lineardit.pipeline import Pipeline as Pipeline
+    from lineardit.transformer.dit import LinearDiT as LinearDiT
+    from lineardit.transformer.dit import SoftmaxDiT as SoftmaxDiT
     from lineardit.transformer.model import Transformer as Transformer
 
 _HOMES = {
     "Autoencoder": "lineardit.autoencoder.model",
     "LineardiTError": "lineardit.errors",
+    "LinearDiT": "lineardit.transformer.dit",
     "Pipeline": "lineardit.pipeline",
+    "SoftmaxDiT": "lineardit.transformer.dit",
     "Transformer": "lineardit.transformer.model",
     "linear_attention": "lineardit.kernels.linear_attention",
     "linear_attention_state": "lineardit.kernels.linear_attention",

@@ -1,7 +1,7 @@
 """From prompts to pictures: text, noise, the denoising loop as a generator of states, decoding."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -101,14 +101,15 @@ class Pipeline:
         model = read_model(folder)
         lacking = {"transformer", "autoencoder", "text_encoder"} - set(model.components)
         if lacking:
-            raise CheckpointError(f"{folder} holds no {', no '.join(sorted(lacking))}: a pipeline needs all three.")
+            raise CheckpointError(
+                f"{folder} holds no {', no '.join(sorted(lacking))}: a pipeline needs all three."
+            )
         target, floats = chosen.torch_device, DTYPES[chosen.dtype.name]
-        about = model.about.get("sampling", {})
         return cls(
             transformer_from(model.components["transformer"], folder).to(target, floats),
             autoencoder_from(model.components["autoencoder"], folder).to(target, floats),
             scene_text_from(model.components["text_encoder"], folder).to(target),
-            Sampling(**about),
+            _sampling(model.about, folder),
             name=BUNDLED if place is None else str(place),
         )
 
@@ -140,9 +141,10 @@ class Pipeline:
     ) -> Output:
         """Draw `num_images_per_prompt` pictures of each prompt.
 
-        A single seed belongs to the first picture, the next has the next seed; a sequence gives each picture its
-        own. `batch_size` pictures are denoised together: by default one on a CPU, where that costs nothing and
-        makes a picture independent of its batch to the bit, all on a GPU. `on_step` sees each state.
+        A single seed belongs to the first picture, the next has the next seed; a sequence gives each picture
+        its own. `batch_size` pictures are denoised together: by default one on a CPU, where that costs
+        nothing and makes a picture independent of its batch to the bit, all on a GPU. `on_step` sees
+        each state.
 
         Raises:
             PromptError: a prompt is empty.
@@ -173,6 +175,8 @@ class Pipeline:
         """Draw planned pictures, `batch_size` at a time."""
         if output_type not in ("pil", "np", "pt", "latent"):
             raise InputError(f"output_type={output_type!r} is unknown. Use pil, np, pt or latent.")
+        if batch_size is not None and batch_size < 1:
+            raise InputError(f"batch_size={batch_size} is not a positive number. Use 1 or more.")
         together = batch_size or (1 if self.device.type == "cpu" else len(jobs))
         finished = []
         for start in range(0, len(jobs), together):
@@ -208,17 +212,21 @@ class Pipeline:
         )
         return self.states(jobs)
 
-    def states(self, jobs: Sequence[Settings]) -> Iterator[State]:
-        """Denoise pictures of one size and step count together, yielding each state."""
+    def states(self, jobs: Sequence[Settings], text: TextEmbedding | None = None) -> Iterator[State]:
+        """Denoise pictures of one size and step count together, yielding each state.
+
+        `text` is what `embed` gives for the same jobs, where it was computed before.
+        """
         first = jobs[0]
-        text = self._text(jobs)
+        text = self.embed(jobs) if text is None else text
         noise = seeded_noise(self._latent_shape(first), [job.seed for job in jobs], self.device)
         scales = torch.tensor([job.guidance_scale for job in jobs], device=self.device)
         grid = dpm_flow_times if first.sampler == "dpm++" else flow_times
         times = grid(first.num_inference_steps, self.sampling.shift)
         sample = sampler_named(first.sampler)
         # inference_mode would not survive being suspended in the middle of a generator that its user leaves.
-        states = sample(guided(self._velocity(text), scales), noise, times)
+        velocity = self._velocity(text)
+        states = sample(guided(velocity, scales) if _is_guided(jobs) else velocity, noise, times)
         while True:
             with torch.no_grad():
                 state = next(states, None)
@@ -239,10 +247,12 @@ class Pipeline:
         return velocity
 
     @torch.no_grad()
-    def _text(self, jobs: Sequence[Settings]) -> TextEmbedding:
-        """Negative prompts first, then prompts, padded to one length."""
-        without = self.text_encoder.encode_negative([job.negative_prompt for job in jobs])
+    def embed(self, jobs: Sequence[Settings]) -> TextEmbedding:
+        """Negative prompts first (none where no picture is guided), then prompts, padded to one length."""
         wanted = self.text_encoder.encode([job.prompt for job in jobs])
+        if not _is_guided(jobs):
+            return TextEmbedding(wanted.embeddings.to(self.dtype), wanted.mask)
+        without = self.text_encoder.encode_negative([job.negative_prompt for job in jobs])
         longest = max(without.mask.shape[1], wanted.mask.shape[1])
         embeddings, mask = zip(*(_padded(text, longest) for text in (without, wanted)), strict=True)
         return TextEmbedding(torch.cat(embeddings).to(self.dtype), torch.cat(mask))
@@ -267,13 +277,18 @@ class Pipeline:
         """What would be drawn, one entry per picture, checked; nothing is computed. Raises as a call does."""
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         check_prompts(prompts)
-        negatives = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else list(negative_prompt)
+        negatives = (
+            [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else list(negative_prompt)
+        )
         if len(negatives) != len(prompts):
             raise InputError(
-                f"{len(negatives)} negative prompts for {len(prompts)} prompts: give one for all, or one for each."
+                f"{len(negatives)} negative prompts for {len(prompts)} prompts: "
+                "give one for all, or one for each."
             )
         if num_images_per_prompt < 1:
-            raise InputError(f"num_images_per_prompt={num_images_per_prompt} is not a positive number. Use 1 or more.")
+            raise InputError(
+                f"num_images_per_prompt={num_images_per_prompt} is not a positive number. Use 1 or more."
+            )
         count = len(prompts) * num_images_per_prompt
         sampler_named(sampler)
         scale = self.sampling.guidance_scale if guidance_scale is None else guidance_scale
@@ -301,7 +316,9 @@ class Pipeline:
         if side < unit or side % unit:
             below = side - side % unit
             choices = f"{below} or {below + unit}" if below > 0 else str(unit)
-            raise ShapeError(f"{name}={side} is not a multiple of {unit}, the pixels per token. Use {choices}.")
+            raise ShapeError(
+                f"{name}={side} is not a multiple of {unit}, the pixels per token. Use {choices}."
+            )
         return side
 
 
@@ -312,10 +329,22 @@ def _folder(place: str | Path | None) -> Path:
     if not (folder / INDEX).is_file():
         what = "is a folder without a model" if folder.is_dir() else "is no folder"
         raise CheckpointError(
-            f"{place} {what}: there is no {INDEX}. Give a folder that `lineardit train` wrote, or no model at all "
-            "for the bundled one."
+            f"{place} {what}: there is no {INDEX}. Give a folder that `lineardit train` wrote, "
+            "or no model at all for the bundled one."
         )
     return folder
+
+
+def _sampling(about: Mapping[str, Any], folder: Path) -> Sampling:
+    try:
+        return Sampling(**about.get("sampling", {}))
+    except TypeError:
+        known = ", ".join(field.name for field in fields(Sampling))
+        raise CheckpointError(f"{folder / INDEX} is damaged: about.sampling holds some of {known}.") from None
+
+
+def _is_guided(jobs: Sequence[Settings]) -> bool:
+    return any(job.guidance_scale != 1 for job in jobs)
 
 
 def _checked_steps(steps: int) -> int:
@@ -334,7 +363,9 @@ def _checked_scale(scale: float) -> float:
 def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
     seeds = [seed + index for index in range(count)] if isinstance(seed, int) else list(seed)
     if len(seeds) != count:
-        raise InputError(f"{len(seeds)} seeds for {count} pictures: give one to count up from, or one for each.")
+        raise InputError(
+            f"{len(seeds)} seeds for {count} pictures: give one to count up from, or one for each."
+        )
     for each in seeds:
         if not 0 <= each <= LARGEST_SEED:
             raise InputError(f"seed={each} is not between 0 and {LARGEST_SEED}. Use 0.")

@@ -14,10 +14,13 @@ if TYPE_CHECKING:
     from lineardit.pipeline import Settings
 
 LONGEST_NAME = 60
+"""Bytes of a prompt in a file name."""
 
 
 def generate(
-    prompts: Annotated[list[str], typer.Argument(help="What to draw; several sentences give several pictures.")],
+    prompts: Annotated[
+        list[str], typer.Argument(help="What to draw; several sentences give several pictures.")
+    ],
     model: Annotated[
         str | None, typer.Option(help="Folder of a model; the bundled one unless given.", show_default=False)
     ] = None,
@@ -27,7 +30,9 @@ def generate(
     height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     num_inference_steps: Annotated[int | None, typer.Option(help="Denoising steps.")] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="How strictly to follow the prompt; 1 is off.")] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="How strictly to follow the prompt; 1 is off.")
+    ] = None,
     negative_prompt: Annotated[str, typer.Option(help="What to lead away from.")] = "",
     seed: Annotated[int, typer.Option(help="Of the first picture; the next has the next seed.")] = 0,
     num_images: Annotated[int, typer.Option(help="Pictures for each prompt.")] = 1,
@@ -36,7 +41,7 @@ def generate(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace pictures of the same name.")] = False,
 ) -> None:
-    """Draw pictures. Prompt, seed and settings are kept in each PNG; `lineardit info FILE` reads them back."""
+    """Draw pictures. Each PNG keeps prompt, seed and settings; `lineardit info FILE` reads them back."""
     from lineardit.text.prompt import check_prompts
 
     check_prompts(prompts)
@@ -69,7 +74,8 @@ def generate(
         for job, place in zip(jobs, places, strict=True):
             (picture,) = pipe.draw([job], on_step=lambda _: bar.advance(task)).images
             _write(picture, job, place)
-            bar.console.print(f"{place}  seed {job.seed}", highlight=False)
+            # As it is: no markup in brackets, no line breaks.
+            bar.console.out(f"{place}  seed {job.seed}", highlight=False)
 
 
 def _places(output: Path, prompts: list[str], seed: int, num_images: int) -> list[Path]:
@@ -80,16 +86,14 @@ def _places(output: Path, prompts: list[str], seed: int, num_images: int) -> lis
         return [output]
     if output.suffix and not output.is_dir():
         raise InputError(f"{output} has the ending {output.suffix}: pictures are written as .png.")
-    names = [
-        f"{_name(prompts[index // num_images])}-{seed + index}.png" for index in range(count)
-    ]
+    names = [f"{_name(prompts[index // num_images])}-{seed + index}.png" for index in range(count)]
     return [output / name for name in names]
 
 
 def _name(prompt: str) -> str:
     """The prompt as a file name: letters and digits of any script, with dashes between."""
     words = re.sub(r"[\W_]+", "-", prompt.lower()).strip("-") or "picture"
-    return words[:LONGEST_NAME].rstrip("-")
+    return words.encode()[:LONGEST_NAME].decode(errors="ignore").rstrip("-")
 
 
 def _check_writable(places: list[Path], force: bool) -> None:
@@ -98,11 +102,14 @@ def _check_writable(places: list[Path], force: bool) -> None:
 
     folder = places[0].parent
     existing = folder
-    while not existing.exists():
-        existing = existing.parent
+    try:
+        while not existing.exists():
+            existing = existing.parent
+        taken = [place for place in places if place.exists()]
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written to: {error.strerror}.") from None
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise OutputError(f"{folder} cannot be written to: {existing} is not a folder you may write in.")
-    taken = [place for place in places if place.exists()]
     if taken and not force:
         raise OutputError(f"{taken[0]} exists. Add --force to replace it, or choose another seed or place.")
 

@@ -12,7 +12,7 @@ from torch import Tensor
 def to_picture(pixels: Float[Tensor, "3 H W"]) -> Image.Image:
     """Pixels in [-1, 1] (clamped) as an 8-bit RGB picture, rounded to nearest."""
     levels = ((pixels.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return Image.fromarray(np.ascontiguousarray(levels.movedim(0, -1).cpu().numpy()), "RGB")
+    return Image.fromarray(np.ascontiguousarray(levels.movedim(0, -1).cpu().numpy()))
 
 
 def to_pixels(picture: Image.Image) -> Float[Tensor, "3 H W"]:
@@ -21,7 +21,9 @@ def to_pixels(picture: Image.Image) -> Float[Tensor, "3 H W"]:
     return levels.movedim(-1, 0).float() / 127.5 - 1
 
 
-def contact_sheet(images: Float[Tensor, "b 3 H W"], *, columns: int | None = None, gap: int = 2) -> Image.Image:
+def contact_sheet(
+    images: Float[Tensor, "b 3 H W"], *, columns: int | None = None, gap: int = 2
+) -> Image.Image:
     """All pictures in a grid, as square as it gets, on white."""
     count, _, height, width = images.shape
     columns = columns or math.ceil(math.sqrt(count))

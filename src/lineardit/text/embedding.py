@@ -1,7 +1,7 @@
 """What every text encoder gives: one vector per token, and which tokens are there."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -15,6 +15,7 @@ class TextEmbedding(NamedTuple):
     """True where there is a token."""
 
 
+@runtime_checkable
 class TextEncoder(Protocol):
     """Turns prompts into vectors. An empty prompt is allowed here: guidance leads away from it."""
 

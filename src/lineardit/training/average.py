@@ -21,7 +21,7 @@ class WeightAverage:
         """Move towards the weights after step `step` (from 0); buffers are copied."""
         half_life = min(self.half_life, (step + 1) / 10)
         share = 1 - 0.5 ** (1 / half_life) if half_life > 0 else 1.0
-        own = [p for p in self.model.parameters() if p.is_floating_point()]
+        own: list[Tensor] = [p for p in self.model.parameters() if p.is_floating_point()]
         new = [p.detach() for p in model.parameters() if p.is_floating_point()]
         torch._foreach_lerp_(own, new, share)
         for mine, theirs in zip(self.model.buffers(), model.buffers(), strict=True):

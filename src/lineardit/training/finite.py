@@ -17,7 +17,9 @@ def finite_outputs(model: nn.Module) -> Iterator[None]:
         def hook(_: nn.Module, inputs: tuple[object, ...], output: object) -> None:
             if isinstance(output, Tensor) and not torch.isfinite(output).all():
                 came = "its input was already not finite" if _any_bad(inputs) else "its input was finite"
-                raise NotFiniteError(f"layer {name or 'model'} ({type(_).__name__}) gave NaN or infinity; {came}.")
+                raise NotFiniteError(
+                    f"layer {name or 'model'} ({type(_).__name__}) gave NaN or infinity; {came}."
+                )
 
         return hook
 
@@ -37,4 +39,6 @@ def check_parameters(model: nn.Module) -> None:
 
 
 def _any_bad(inputs: tuple[object, ...]) -> bool:
-    return any(isinstance(x, Tensor) and x.is_floating_point() and not torch.isfinite(x).all() for x in inputs)
+    return any(
+        isinstance(x, Tensor) and x.is_floating_point() and not torch.isfinite(x).all() for x in inputs
+    )

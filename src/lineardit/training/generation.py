@@ -1,7 +1,9 @@
 """Training a transformer, and the text encoder with it, on scenes that were drawn and encoded once."""
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,7 +19,8 @@ from lineardit.diffusion.objective import FlowMatching
 from lineardit.diffusion.randomness import seeded_noise
 from lineardit.diffusion.samplers import euler
 from lineardit.diffusion.times import LogitNormal, flow_times
-from lineardit.interop.native import Component, load_autoencoder, save_model
+from lineardit.errors import ConfigError
+from lineardit.interop.native import Component, describe_model, load_autoencoder, save_model
 from lineardit.interop.scene_text import load_scene_text_encoder, scene_text_component
 from lineardit.text.scene_encoder import SceneTextEncoder
 from lineardit.training.loop import step_generator, train
@@ -30,7 +33,7 @@ NO_TOKEN = -1
 
 
 class PromptedTransformer(nn.Module):
-    """The transformer and the text encoder whose words it learns to follow; both are trained, averaged and saved."""
+    """The transformer and the text encoder whose words it follows; both are trained, averaged and saved."""
 
     def __init__(self, transformer: Transformer, text_encoder: SceneTextEncoder) -> None:
         super().__init__()
@@ -52,7 +55,11 @@ class GenerationTask:
     """Flow matching on the pool's latents; each epoch sees every scene once, in a new order and phrasing."""
 
     def __init__(
-        self, run: TransformerRun, model: PromptedTransformer, autoencoder: Autoencoder, pool: Mapping[str, Tensor]
+        self,
+        run: TransformerRun,
+        model: PromptedTransformer,
+        autoencoder: Autoencoder,
+        pool: Mapping[str, Tensor],
     ) -> None:
         self.run, self.autoencoder, self.pool = run, autoencoder, pool
         self.model: nn.Module = model
@@ -75,7 +82,9 @@ class GenerationTask:
 
         return {"loss": self._objective.loss(velocity, latents.float().to(device), generator).mean()}
 
-    def batch(self, step: int, generator: torch.Generator) -> tuple[Float[Tensor, "b c h w"], Int[Tensor, "b m"]]:
+    def batch(
+        self, step: int, generator: torch.Generator
+    ) -> tuple[Float[Tensor, "b c h w"], Int[Tensor, "b m"]]:
         """Latents and word pieces of step `step`; some captions are dropped for guidance."""
         count, seed = self.run.train.batch_size, self.run.train.seed
         per_epoch = len(self.pool["latents"]) // count
@@ -113,9 +122,14 @@ class GenerationTask:
 
 
 def train_transformer(run: TransformerRun, folder: Path, *, resume: bool, device: torch.device) -> Path:
-    """Fill the pool, train on it, and write the whole model (with its autoencoder) to `folder`/model."""
+    """Fill the pool, train on it, and write the whole model (with its autoencoder) to `folder`/model.
+
+    Raises:
+        ConfigError: the transformer does not fit the autoencoder or the text encoder, or a batch the pool.
+    """
     autoencoder = load_autoencoder(run.autoencoder).to(device).eval().requires_grad_(False)
     text_encoder = load_scene_text_encoder(run.text_encoder).to(device).train().requires_grad_(True)
+    _check_fit(run, autoencoder, text_encoder)
     torch.manual_seed(int(torch.randint(2**31, (), generator=step_generator(run.train.seed, 0, "weights"))))
     model = PromptedTransformer(Transformer(run.model).to(device), text_encoder)
     pool = fill_pool(run, folder / "pool", autoencoder, text_encoder, device)
@@ -135,8 +149,12 @@ def save_prompted(
         "text_encoder": text,
     }
     about = {
-        "sampling": {"shift": run.times.shift, "guidance_scale": run.sample.guidance_scale},
-        "size": run.scenes.size,
+        "sampling": {
+            "shift": run.times.shift,
+            "guidance_scale": run.sample.guidance_scale,
+            "num_inference_steps": run.sample.num_inference_steps,
+            "size": run.scenes.size,
+        },
         "steps_trained": step,
         "recipe": run.model_dump(mode="json", include={"scenes", "times", "prompt_dropout", "pool", "train"}),
     }
@@ -144,20 +162,46 @@ def save_prompted(
     return folder
 
 
+def pool_key(run: TransformerRun, text_encoder: SceneTextEncoder) -> dict[str, Any]:
+    """All that a pool is computed from: other scenes, weights or words need another pool."""
+    return {
+        "scenes": EmojiScenes(run.scenes, run.train.seed).description(),
+        "captions": run.captions_per_scene,
+        "autoencoder": describe_model(run.autoencoder)[0]["autoencoder"].written.sha256,
+        "vocabulary": hashlib.sha256(text_encoder.tokenizer.to_str().encode()).hexdigest(),
+        "max_tokens": text_encoder.config.max_tokens,
+    }
+
+
+def _check_fit(run: TransformerRun, autoencoder: Autoencoder, text_encoder: SceneTextEncoder) -> None:
+    channels, pooled = autoencoder.config.latent_channels, -(-run.pool // SHARD) * SHARD
+    if run.model.latent_channels != channels:
+        raise ConfigError(
+            f"model.latent_channels={run.model.latent_channels}, but {run.autoencoder} makes {channels}. "
+            f"Use model.latent_channels={channels}."
+        )
+    if run.model.text_width != text_encoder.width:
+        raise ConfigError(
+            f"model.text_width={run.model.text_width}, but {run.text_encoder} gives {text_encoder.width}. "
+            f"Use model.text_width={text_encoder.width}."
+        )
+    if run.train.batch_size > pooled:
+        raise ConfigError(
+            f"train.batch_size={run.train.batch_size} is more than the {pooled} scenes of the pool. "
+            f"Use train.batch_size={pooled} or less, or pool={run.train.batch_size}."
+        )
+
+
 def fill_pool(
-    run: TransformerRun, folder: Path, autoencoder: Autoencoder, text_encoder: SceneTextEncoder, device: torch.device
+    run: TransformerRun,
+    folder: Path,
+    autoencoder: Autoencoder,
+    text_encoder: SceneTextEncoder,
+    device: torch.device,
 ) -> dict[str, Tensor]:
-    """Latents (bfloat16) and word pieces of `run.pool` training scenes, drawn and encoded once, kept in shards."""
+    """Latents (bfloat16) and word pieces of `run.pool` training scenes, computed once and kept in shards."""
     scenes = EmojiScenes(run.scenes, run.train.seed)
-    cache = ShardCache(
-        folder,
-        {
-            "scenes": run.scenes.model_dump(mode="json"),
-            "seed": run.train.seed,
-            "captions": run.captions_per_scene,
-            "autoencoder": str(run.autoencoder),
-        },
-    )
+    cache = ShardCache(folder, pool_key(run, text_encoder))
 
     def shard(index: int) -> dict[str, Tensor]:
         indices = range(index * SHARD, (index + 1) * SHARD)
@@ -174,7 +218,7 @@ def fill_pool(
         tokens = torch.full((len(captions), text_encoder.config.max_tokens), NO_TOKEN, dtype=torch.int16)
         for row, pieces in zip(tokens, text_encoder.tokens(captions), strict=True):
             row[: len(pieces)] = torch.tensor(pieces, dtype=torch.int16)
-        return {"latents": torch.cat(latents), "tokens": tokens.unflatten(0, (SHARD, run.captions_per_scene))}
+        return {"latents": torch.cat(latents), "tokens": tokens.reshape(SHARD, run.captions_per_scene, -1)}
 
     shards = -(-run.pool // SHARD)
     cache.fill(shards, shard)
@@ -184,7 +228,9 @@ def fill_pool(
 
 
 @torch.no_grad()
-def _encode(autoencoder: Autoencoder, scenes: EmojiScenes, drawn: list[Scene], device: torch.device) -> Tensor:
+def _encode(
+    autoencoder: Autoencoder, scenes: EmojiScenes, drawn: list[Scene], device: torch.device
+) -> Tensor:
     images = scenes.draw(drawn, device=device).contiguous(memory_format=torch.channels_last)
     with torch.autocast(device.type, torch.bfloat16):
         return autoencoder.encode(images).bfloat16().cpu()

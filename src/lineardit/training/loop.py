@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -26,6 +26,7 @@ from lineardit.training.progress import Progress
 _log = logging.getLogger(__name__)
 
 
+@runtime_checkable
 class Task(Protocol):
     """What is trained: a network, its loss at a step, and pictures that show how far it is."""
 
@@ -36,7 +37,7 @@ class Task(Protocol):
         ...
 
     def sample(self, model: nn.Module, step: int) -> Float[Tensor, "b 3 H W"] | None:
-        """Pictures in [-1, 1] made with `model` (the averaged weights), or None where there is nothing to see."""
+        """Pictures in [-1, 1] made with `model`, the averaged weights, or None where nothing can be seen."""
         ...
 
 
@@ -52,7 +53,7 @@ class Outcome(NamedTuple):
 
 
 def step_generator(seed: int, step: int, purpose: str = "") -> torch.Generator:
-    """A generator that is a function of (seed, step, purpose) alone, so that a resumed run repeats nothing."""
+    """A generator that follows from (seed, step, purpose) alone, so that a resumed run repeats nothing."""
     digest = hashlib.sha256(f"{seed}:{step}:{purpose}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
@@ -62,7 +63,9 @@ def precision(dtype: str, device: torch.device) -> AbstractContextManager[Any]:
     stack = ExitStack()
     if dtype == "bf16":
         stack.enter_context(torch.autocast(device.type, torch.bfloat16))
-    if device.type == "cpu":  # for prompts of some 20 tokens the fused backward pass is slower than plain products
+    if (
+        device.type == "cpu"
+    ):  # for prompts of some 20 tokens the fused backward pass is slower than plain products
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
     return stack
 
@@ -81,17 +84,16 @@ def train(task: Task, loop: LoopConfig, folder: Path, *, resume: bool) -> Outcom
     average = WeightAverage(model, loop.ema_half_life)
     start = _restore(folder, model, average, optimizers, resume)
     progress = Progress(folder, loop.steps, loop.batch_size, start)
-    saved_at, step = time.monotonic(), start
+    saved_at, done = time.monotonic(), start
     with progress, _stop_signals() as stop:
         for step in range(start, loop.steps):
             rate = learning_rate_at(step, loop)
             with precision(loop.dtype, device):
                 losses = task.losses(step)
-            logged = (step + 1) % loop.log_every == 0 or step + 1 == loop.steps
-            if logged and not torch.isfinite(losses["loss"]):
-                _explain(task, step, loop.dtype, device)
-            losses["loss"].backward()
+            torch.autograd.backward(losses["loss"])
             norm = nn.utils.clip_grad_norm_(model.parameters(), loop.clip)
+            if not torch.isfinite(losses["loss"]):
+                _explain(task, step, loop.dtype, device)
             if torch.isfinite(norm):
                 for optimizer in optimizers:
                     for group in optimizer.param_groups:
@@ -102,17 +104,21 @@ def train(task: Task, loop: LoopConfig, folder: Path, *, resume: bool) -> Outcom
                 progress.skipped(step)
             model.zero_grad(set_to_none=True)
             done = step + 1
+            logged = done % loop.log_every == 0 or done == loop.steps
             progress.advance(done, losses, float(norm), rate if logged else None)
-            if done % loop.sample_every == 0 or done == loop.steps:
-                progress.pictures(done, task.sample(average.model, step))
-            due = done % loop.checkpoint_every == 0 or time.monotonic() - saved_at > 60 * loop.checkpoint_minutes
+            due = (
+                done % loop.checkpoint_every == 0
+                or time.monotonic() - saved_at > 60 * loop.checkpoint_minutes
+            )
             if due or stop.asked or done == loop.steps:
                 _save(folder, done, model, average, optimizers, loop.keep)
                 saved_at = time.monotonic()
+            if done % loop.sample_every == 0 or done == loop.steps:
+                progress.pictures(done, task.sample(average.model, step))
             if stop.asked:
                 _log.warning("stopped at step %d of %d; go on with --resume", done, loop.steps)
                 break
-    return Outcome(average.model, min(step + 1, loop.steps), progress.last)
+    return Outcome(average.model, done, progress.last)
 
 
 def _explain(task: Task, step: int, dtype: str, device: torch.device) -> None:
@@ -124,7 +130,12 @@ def _explain(task: Task, step: int, dtype: str, device: torch.device) -> None:
 
 
 def _save(
-    folder: Path, step: int, model: nn.Module, average: WeightAverage, optimizers: Sequence[Optimizer], keep: int
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    average: WeightAverage,
+    optimizers: Sequence[Optimizer],
+    keep: int,
 ) -> None:
     states = [optimizer.state_dict() for optimizer in optimizers]
     moments = {
@@ -145,21 +156,28 @@ def _restore(
     if found is None:
         return 0
     if not resume:
-        raise OutputError(f"{folder} holds a run at step {found.step}: add --resume to go on, or name another folder.")
+        raise OutputError(
+            f"{folder} holds a run at step {found.step}: add --resume to go on, or name another folder."
+        )
     try:
         model.load_state_dict(found.tensors["model"])
         average.model.load_state_dict(found.tensors["ema"])
-    except (RuntimeError, KeyError) as error:
+        _restore_optimizers(optimizers, found)
+    except (RuntimeError, LookupError, ValueError) as error:
         raise CheckpointError(
-            f"{found.path} is of another network: {str(error).splitlines()[0]} Resume with the recipe it was made by."
+            f"{found.path} is of another network or optimizer: {str(error).splitlines()[0]} "
+            "Resume with the recipe it was made by."
         ) from None
+    return found.step
+
+
+def _restore_optimizers(optimizers: Sequence[Optimizer], found: checkpoint.Loaded) -> None:
     slots: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
     for key, value in found.tensors["optimizer"].items():
         number, index, name = key.split(".", 2)
         slots[int(number)].setdefault(int(index), {})[name] = value
     for optimizer, slot, groups in zip(optimizers, slots, found.state["groups"], strict=True):
         optimizer.load_state_dict({"state": slot, "param_groups": groups})
-    return found.step
 
 
 class _Stop:

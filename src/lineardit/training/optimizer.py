@@ -12,8 +12,8 @@ from lineardit.config.runs import LoopConfig
 def build_optimizers(model: nn.Module, config: LoopConfig) -> list[Optimizer]:
     """AdamW, or Muon for the matrices of the blocks and AdamW for everything else.
 
-    Matrices and kernels decay; norms, biases and tables of one axis do not. Muon's steps are scaled to the size
-    of AdamW's (arXiv:2502.16982), so that both follow the same learning rate.
+    Matrices and kernels decay; norms, biases and tables of one axis do not. Muon's steps are scaled to the
+    size of AdamW's (arXiv:2502.16982), so that both follow the same learning rate.
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     matrices = _block_matrices(model, trained) if config.optimizer == "muon" else {}

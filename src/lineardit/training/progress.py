@@ -1,12 +1,13 @@
-"""What a run shows and leaves behind: a progress bar, metrics.jsonl, TensorBoard events and sample pictures."""
+"""What a run shows and leaves behind: a progress bar, metrics.jsonl, TensorBoard events, samples."""
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any
 
 from jaxtyping import Float
 from rich.console import Console
@@ -37,13 +38,13 @@ class Progress:
         self._lines: IO[str]
         self._events: Any = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Progress":
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lines = (self.folder / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
         if find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
-            self._events = SummaryWriter(str(self.folder / "tensorboard"))  # type: ignore[no-untyped-call]
+            self._events = SummaryWriter(str(self.folder / "tensorboard"))
         self._bar.start()
         return self
 
@@ -55,7 +56,9 @@ class Progress:
         if self._events is not None:
             self._events.close()
 
-    def advance(self, step: int, losses: Mapping[str, Tensor], norm: float, learning_rate: float | None) -> None:
+    def advance(
+        self, step: int, losses: Mapping[str, Tensor], norm: float, learning_rate: float | None
+    ) -> None:
         """Count one step; log it when a learning rate is given."""
         self._bar.update(self._task, completed=step)
         if learning_rate is None:
@@ -65,7 +68,10 @@ class Progress:
         self._since, self._at = now, step
         self.last = {name: float(value.detach()) for name, value in losses.items()}
         row = {**self.last, "gradient_norm": norm, "learning_rate": learning_rate, "images_per_second": rate}
-        self._lines.write(json.dumps({"step": step, "time": time.time(), "skipped": self._skipped, **row}) + "\n")
+        facts = {"step": step, "time": time.time(), "skipped": self._skipped}
+        # JSON has no NaN: null stands for what is not finite.
+        numbers = {name: value if math.isfinite(value) else None for name, value in row.items()}
+        self._lines.write(json.dumps(facts | numbers, allow_nan=False) + "\n")
         if self._events is not None:
             for name, value in row.items():
                 self._events.add_scalar(name, value, step)
@@ -73,12 +79,15 @@ class Progress:
         self._bar.update(self._task, description=f"{text} {rate:.0f} images/s")
         if not self._console.is_terminal:
             left = (self.steps - step) * self.batch_size / max(rate, 1e-9) / 60
-            self._console.print(f"step {step}/{self.steps} {text} {rate:.1f} images/s {left:.0f} min left")
+            line = f"step {step}/{self.steps} {text} {rate:.1f} images/s {left:.0f} min left"
+            self._console.print(line, soft_wrap=True)
 
     def skipped(self, step: int) -> None:
         """Note a step whose gradient was not finite; its update is left out."""
         self._skipped += 1
-        self._console.print(f"step {step + 1}: the gradient is not finite, update left out ({self._skipped} so far)")
+        self._console.print(
+            f"step {step + 1}: the gradient is not finite, update left out ({self._skipped} so far)"
+        )
 
     def pictures(self, step: int, images: Float[Tensor, "b 3 H W"] | None) -> None:
         """Keep a contact sheet of samples."""

@@ -1,7 +1,7 @@
 """Training an autoencoder: scenes in, the same scenes out."""
 
+import math
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
@@ -16,11 +16,11 @@ SHOWN = 8
 
 
 class ReconstructionTask:
-    """loss = l1 mean|x' - x| + mse mean(x' - x)^2 over drawn scenes, or over windows of them around objects."""
+    """loss = l1 mean|x' - x| + mse mean(x' - x)^2 over scenes, or over windows around their objects."""
 
     def __init__(self, run: AutoencoderRun, scenes: EmojiScenes, model: Autoencoder) -> None:
         self.run, self.scenes = run, scenes
-        self.model: nn.Module = model.to(memory_format=torch.channels_last)
+        self.model: nn.Module = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._reconstruct = torch.compile(model) if run.train.compile else model
 
     def losses(self, step: int) -> Mapping[str, Tensor]:
@@ -29,7 +29,11 @@ class ReconstructionTask:
         error = self._reconstruct(images).float() - images
         weights: ReconstructionConfig = self.run.loss
         l1, mse = error.abs().mean(), error.square().mean()
-        return {"loss": weights.l1 * l1 + weights.mse * mse, "l1": l1, "psnr": 10 * torch.log10(4 / mse.detach())}
+        return {
+            "loss": weights.l1 * l1 + weights.mse * mse,
+            "l1": l1,
+            "psnr": 10 * torch.log10(4 / mse.detach()),
+        }
 
     def batch(self, step: int) -> Float[Tensor, "b 3 H W"]:
         """The pictures of step `step`, drawn on the model's device."""
@@ -38,7 +42,11 @@ class ReconstructionTask:
         images = self.scenes.draw(scenes, device=self._device)
         if self.run.crop is not None:
             images = crop_around_objects(
-                images, scenes, self.run.crop, self.run.model.stride, step_generator(self.run.train.seed, step, "crop")
+                images,
+                scenes,
+                self.run.crop,
+                self.run.model.stride,
+                step_generator(self.run.train.seed, step, "crop"),
             )
         return images.contiguous(memory_format=torch.channels_last)
 
@@ -74,7 +82,9 @@ def crop_around_objects(
 
 def _window_start(centre: float, draw: float, crop: int, side: int, stride: int) -> int:
     start = int((centre - crop * (0.25 + 0.5 * draw)) / stride) * stride
-    return min(max(0, start), side - crop)
+    # A window of fewer than 4 strides could end before the centre.
+    first = (math.floor((centre - crop) / stride) + 1) * stride
+    return min(max(0, first, start), side - crop)
 
 
 @torch.no_grad()
@@ -100,9 +110,4 @@ def with_statistics(model: Autoencoder, mean: Tensor, deviation: Tensor) -> Auto
     )
     scaled = Autoencoder(config).to(next(model.parameters()).device)
     scaled.load_state_dict(model.state_dict())
-    return scaled
-
-
-def default_output(recipe: Path) -> Path:
-    """Where a recipe's run is kept unless told otherwise: runs/NAME."""
-    return Path("runs") / recipe.stem
+    return scaled.train(model.training)

@@ -1,4 +1,4 @@
-"""From a recipe to a finished model: builds the task of each kind of run, trains it, and exports the result."""
+"""From a recipe to a finished model: builds the task of each kind of run, trains it, exports the result."""
 
 from pathlib import Path
 
@@ -7,8 +7,8 @@ import torch
 from lineardit.autoencoder.model import Autoencoder
 from lineardit.config.runs import AutoencoderRun, Run, TextRun, TransformerRun
 from lineardit.data.emoji_scenes import EmojiScenes
-from lineardit.errors import InputError
 from lineardit.interop.native import load_autoencoder, save_autoencoder
+from lineardit.kernels.select import inspect_machine, select
 from lineardit.training.generation import train_transformer
 from lineardit.training.loop import step_generator, train
 from lineardit.training.reconstruction import ReconstructionTask, latent_statistics, with_statistics
@@ -35,14 +35,7 @@ def pick_device(name: str) -> torch.device:
     Raises:
         InputError: the device is not here.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError):
-        raise InputError(f"device={name!r} is not on this machine. Use auto or cpu.") from None
-    return device
+    return select(inspect_machine(), name).torch_device
 
 
 def train_autoencoder(run: AutoencoderRun, folder: Path, *, resume: bool, device: torch.device) -> Path:
