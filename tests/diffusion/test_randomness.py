@@ -49,6 +49,7 @@ def test_step_noise_depends_on_seed_and_step_but_not_on_the_batch():
     assert noise(1, like).dtype == torch.float64
     assert torch.equal(noise(1, like), noise(1, like))
     assert not torch.equal(noise(1, like), noise(2, like))
+    assert not torch.equal(noise(1, like)[0], noise(1, like)[1])
     assert torch.equal(noise(2, like)[1:], StepNoise([9])(2, like[1:]))
 
 
