@@ -29,3 +29,43 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a whole model with random weights: 8 pixels per token, 24 pixels per side, 11 words."""
+    from lineardit.autoencoder.model import Autoencoder
+    from lineardit.config.models import AutoencoderConfig, SceneTextConfig, TransformerConfig
+    from lineardit.interop.native import Component, save_model
+    from lineardit.interop.scene_text import scene_text_component
+    from lineardit.text.scene_encoder import SceneTextEncoder
+    from lineardit.text.word_pieces import build_tokenizer
+    from lineardit.transformer.model import Transformer
+
+    stages = [{"width": 8, "depth": 0}, {"width": 8, "depth": 1}, {"width": 16, "depth": 1}]
+    autoencoder_config = AutoencoderConfig(latent_channels=4, encoder=stages, decoder=stages)
+    transformer_config = TransformerConfig(
+        latent_channels=4, patch_size=2, depth=1, width=16, head_dim=8, cross_head_dim=8, text_width=12
+    )
+    text_config = SceneTextConfig(vocabulary=256, width=12, depth=1, head_dim=6, max_tokens=11)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        autoencoder, transformer = Autoencoder(autoencoder_config), Transformer(transformer_config)
+        tokenizer = build_tokenizer(["a red apple left of a cat", "two dogs", "a house"], 256)
+        text, files = scene_text_component(SceneTextEncoder(text_config, tokenizer))
+        # Large enough that prompt, guidance and time all show in the picture.
+        for tensors in (transformer.state_dict(), text.tensors):
+            for tensor in tensors.values():
+                tensor.normal_(std=0.3)
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    save_model(
+        folder,
+        {
+            "transformer": Component("Transformer", transformer_config, transformer.state_dict()),
+            "autoencoder": Component("Autoencoder", autoencoder_config, autoencoder.state_dict()),
+            "text_encoder": text,
+        },
+        about={"sampling": {"guidance_scale": 3.0, "num_inference_steps": 3, "size": 24}},
+        extra_files=files,
+    )
+    return folder

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from lineardit.errors import LineardiTError
 
+WARM_UPS = 1
+"""Processes before the measured ones: they fill the file cache."""
 PARTS = ("import", "load", "text", "denoise", "decode", "write")
 
 _CHILD = """
@@ -65,10 +67,10 @@ def measure_cold_split(
 ) -> ColdSplit:
     """Draw one picture in `runs` fresh processes, after one that warms the file cache."""
     rows, wholes = [], []
-    for number in range(runs + 1):
+    for number in range(WARM_UPS + runs):
         begin = time.perf_counter()
         parts = _run([prompt, steps, model, threads, dtype])
-        if number:
+        if number >= WARM_UPS:
             wholes.append(time.perf_counter() - begin)
             rows.append(parts)
     medians = {part: statistics.median(row[part] for row in rows) for part in PARTS}

@@ -81,7 +81,7 @@ def train(task: Task, loop: LoopConfig, folder: Path, *, resume: bool) -> Outcom
     """
     model, device = task.model, next(task.model.parameters()).device
     optimizers = build_optimizers(model, loop)
-    average = WeightAverage(model, loop.ema_half_life)
+    average = WeightAverage(model, float(loop.ema_half_life))
     start = _restore(folder, model, average, optimizers, resume)
     progress = Progress(folder, loop.steps, loop.batch_size, start)
     saved_at, done = time.monotonic(), start

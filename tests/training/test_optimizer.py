@@ -1,0 +1,104 @@
+"""Which parameter follows which optimizer, and the learning rate in closed form."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import AdamW, Muon
+
+from lineardit.config.runs import LoopConfig
+from lineardit.training.optimizer import build_optimizers, learning_rate_at
+
+
+def loop(**fields: object) -> LoopConfig:
+    return LoopConfig(**{"steps": 110, "batch_size": 1, "learning_rate": 2e-3, "warmup_steps": 10, **fields})
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(3, 5)
+        self.table = nn.Parameter(torch.ones(2, 5))
+        self.frozen = nn.Parameter(torch.ones(2, 2), requires_grad=False)
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(5, 5), nn.LayerNorm(5), nn.Conv1d(5, 5, 3))])
+
+
+def named(model: nn.Module, parameters: list[nn.Parameter]) -> set[str]:
+    return {name for name, own in model.named_parameters() if any(own is each for each in parameters)}
+
+
+VECTORS = {"stem.bias", "blocks.0.0.bias", "blocks.0.1.weight", "blocks.0.1.bias", "blocks.0.2.bias"}
+
+
+def test_adamw_takes_all_and_decays_what_has_two_axes() -> None:
+    model = Net()
+    (adamw,) = build_optimizers(model, loop(weight_decay=0.3, betas=(0.8, 0.95)))
+    assert isinstance(adamw, AdamW)
+    decayed, kept = adamw.param_groups
+    assert named(model, decayed["params"]) == {
+        "stem.weight",
+        "table",
+        "blocks.0.0.weight",
+        "blocks.0.2.weight",
+    }
+    assert named(model, kept["params"]) == VECTORS
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.3, 0.0)
+    assert decayed["betas"] == kept["betas"] == (0.8, 0.95)
+
+
+def test_muon_takes_the_matrices_of_the_blocks_alone() -> None:
+    model = Net()
+    adamw, muon = build_optimizers(model, loop(optimizer="muon", weight_decay=0.3))
+    assert isinstance(adamw, AdamW) and isinstance(muon, Muon)
+    assert named(model, muon.param_groups[0]["params"]) == {"blocks.0.0.weight"}
+    decayed, kept = adamw.param_groups
+    assert named(model, decayed["params"]) == {"stem.weight", "table", "blocks.0.2.weight"}
+    assert named(model, kept["params"]) == VECTORS
+
+
+def test_muon_steps_are_of_the_size_of_adamw_s() -> None:
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(48, 96, bias=False), nn.Linear(48, 96)])})
+    before = model.blocks[0].weight.detach().clone()
+    _, muon = build_optimizers(model, loop(optimizer="muon", weight_decay=0.0, learning_rate=1.0))
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    muon.step()
+    step = (model.blocks[0].weight.detach() - before).square().mean().sqrt()
+    assert 0.1 < float(step) < 0.3  # RMS of 0.2, as AdamW's updates have (arXiv:2502.16982, section 2.2)
+
+
+def test_a_network_without_blocks_trains_under_muon_too() -> None:
+    assert len(build_optimizers(nn.Linear(3, 3), loop(optimizer="muon"))) == 1
+
+
+@pytest.mark.parametrize("decay", ["cosine", "constant", "wsd"])
+def test_the_rate_rises_in_a_straight_line_to_the_peak(decay: str) -> None:
+    rates = [learning_rate_at(step, loop(decay=decay)) for step in range(11)]
+    assert rates == pytest.approx([2e-3 * share / 10 for share in range(1, 11)] + [2e-3])
+
+
+def test_a_cosine_falls_by_half_in_the_middle() -> None:
+    config = loop(decay="cosine", final_share=0.1)
+    assert learning_rate_at(60, config) == pytest.approx(2e-3 * (0.1 + 0.9 / 2))
+    third = 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 0.3))
+    assert learning_rate_at(40, config) == pytest.approx(2e-3 * third)
+    assert learning_rate_at(110, config) == learning_rate_at(500, config) == pytest.approx(2e-4)
+
+
+def test_a_constant_rate_stays() -> None:
+    assert {learning_rate_at(step, loop(decay="constant")) for step in (10, 60, 109)} == {2e-3}
+
+
+def test_wsd_is_constant_and_then_a_straight_line() -> None:
+    config = loop(decay="wsd", decay_share=0.25, final_share=0.2)
+    assert {learning_rate_at(step, config) for step in (10, 50, 85)} == {2e-3}
+    falling = [learning_rate_at(step, config) for step in (90, 95, 100, 105, 110)]
+    assert falling == pytest.approx([2e-3 * (0.2 + 0.8 * share) for share in (0.8, 0.6, 0.4, 0.2, 0.0)])
+    assert learning_rate_at(300, config) == pytest.approx(4e-4)
+
+
+def test_a_run_without_warm_up_starts_at_the_peak() -> None:
+    assert learning_rate_at(0, loop(warmup_steps=0)) == 2e-3
+    assert learning_rate_at(5, loop(steps=6, warmup_steps=10)) == pytest.approx(2e-3 * 0.6)
