@@ -1,1 +1,1 @@
-"""Diffusion transformers: the SANA network and its block."""
+"""Diffusion transformers: SANA, LinearDiT and the softmax DiT, with their blocks."""
