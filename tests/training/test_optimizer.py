@@ -59,7 +59,7 @@ def test_muon_takes_the_matrices_of_the_blocks_alone() -> None:
 
 def test_muon_steps_are_of_the_size_of_adamw_s() -> None:
     torch.manual_seed(0)
-    model = nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(48, 96, bias=False), nn.Linear(48, 96)])})
+    model = nn.ModuleDict({"blocks": nn.ModuleList([nn.Linear(192, 48, bias=False), nn.Linear(192, 48)])})
     before = model.blocks[0].weight.detach().clone()
     _, muon = build_optimizers(model, loop(optimizer="muon", weight_decay=0.0, learning_rate=1.0))
     for parameter in model.parameters():
