@@ -9,8 +9,10 @@ import lineardit
 
 PUBLIC = {
     "Autoencoder",
+    "LinearDiT",
     "LineardiTError",
     "Pipeline",
+    "SoftmaxDiT",
     "Transformer",
     "linear_attention",
     "linear_attention_state",
