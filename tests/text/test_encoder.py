@@ -77,7 +77,9 @@ def assert_same_where_there_is_a_token(ours, embeddings, mask):
     length = ours.mask.shape[1]
     assert torch.equal(ours.mask, mask[:, :length].bool())
     assert not mask[:, length:].any()
-    torch.testing.assert_close(ours.embeddings[ours.mask], embeddings[:, :length][ours.mask], atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        ours.embeddings[ours.mask], embeddings[:, :length][ours.mask], atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize("max_tokens", [300, 5])
@@ -93,7 +95,9 @@ def test_gemma_keeps_the_tokens_that_diffusers_keeps(gemma, tokenizer, published
 
 def test_the_instruction_changes_a_prompt_but_not_a_negative_one(gemma, tokenizer):
     with_it, without = GemmaEncoder(gemma, tokenizer), GemmaEncoder(gemma, tokenizer, instruction="")
-    assert not torch.allclose(with_it.encode(["a cat"]).embeddings[:, -1], without.encode(["a cat"]).embeddings[:, -1])
+    assert not torch.allclose(
+        with_it.encode(["a cat"]).embeddings[:, -1], without.encode(["a cat"]).embeddings[:, -1]
+    )
     assert torch.equal(
         with_it.encode_negative(["a cat"]).embeddings, without.encode_negative(["a cat"]).embeddings
     )
@@ -103,7 +107,9 @@ def test_words_beyond_the_budget_are_named_and_the_instruction_is_not(gemma, tok
     encoder = GemmaEncoder(gemma, tokenizer, max_tokens=5)
     with caplog.at_level(logging.WARNING):
         encoder.encode(["a cat", "a cat left of a dog"])
-    assert caplog.messages == ["the prompt is longer than 5 tokens; cut off, and not in the picture: of a dog"]
+    assert caplog.messages == [
+        "the prompt is longer than 5 tokens; cut off, and not in the picture: of a dog"
+    ]
 
 
 def test_t5_gives_the_last_hidden_state_whatever_else_is_in_the_batch(tokenizer):
@@ -117,7 +123,9 @@ def test_t5_gives_the_last_hidden_state_whatever_else_is_in_the_batch(tokenizer)
     assert encoder.width == 22
     assert together.mask.sum(1).tolist() == [7, 3, 1]
     for row, prompt in enumerate(["a cat left of a dog", "a cat", ""]):
-        alone = model(**tokenizer([prompt], return_tensors="pt", return_token_type_ids=False)).last_hidden_state
+        alone = model(
+            **tokenizer([prompt], return_tensors="pt", return_token_type_ids=False)
+        ).last_hidden_state
         torch.testing.assert_close(together.embeddings[row][together.mask[row]], alone[0], atol=1e-5, rtol=0)
 
 

@@ -41,7 +41,9 @@ def test_no_prompt_at_all_is_refused():
 def test_a_cut_names_every_word_that_was_not_kept_whole(caplog, prompt, end, named):
     with caplog.at_level(logging.WARNING):
         warn_of_cut(prompt, end, 3)
-    assert caplog.messages == [f"the prompt is longer than 3 tokens; cut off, and not in the picture: {named}"]
+    assert caplog.messages == [
+        f"the prompt is longer than 3 tokens; cut off, and not in the picture: {named}"
+    ]
 
 
 def test_a_long_cut_names_the_first_words_and_counts_the_others(caplog):

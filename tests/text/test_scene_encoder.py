@@ -96,7 +96,9 @@ def test_words_beyond_the_budget_are_cut_and_named(encoder, caplog):
     with caplog.at_level(logging.WARNING):
         embedding = encoder.encode(["a cat a cat a cat a cat a cat a cat a red apple"])
     assert embedding.mask.sum().item() == 13
-    assert caplog.messages == ["the prompt is longer than 13 tokens; cut off, and not in the picture: a red apple"]
+    assert caplog.messages == [
+        "the prompt is longer than 13 tokens; cut off, and not in the picture: a red apple"
+    ]
 
 
 def test_a_prompt_of_exactly_the_budget_is_not_cut(encoder, caplog):

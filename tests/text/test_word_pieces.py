@@ -10,7 +10,15 @@ TOKENIZER = build_tokenizer(TEXTS, 300)
 
 
 def test_common_words_are_whole_and_lower_case():
-    assert TOKENIZER.encode("A cat left of two Cats").tokens == [START, "a", "cat", "left", "of", "two", "cats"]
+    assert TOKENIZER.encode("A cat left of two Cats").tokens == [
+        START,
+        "a",
+        "cat",
+        "left",
+        "of",
+        "two",
+        "cats",
+    ]
 
 
 def test_an_unknown_word_is_spelled_with_pieces():

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer
 
 from lineardit.config.models import SceneTextConfig
-from lineardit.errors import CheckpointError
+from lineardit.errors import CheckpointError, ConfigError
 from lineardit.interop.native import Component, load_strict, read_model, save_model
 from lineardit.text.scene_encoder import SceneTextEncoder
 
@@ -62,6 +62,9 @@ def scene_text_from(component: Component, folder: Path) -> SceneTextEncoder:
         ) from None
     except Exception as error:  # the library raises nothing more precise
         raise CheckpointError(f"{path} is no vocabulary of the tokenizers library: {error}") from None
-    encoder = SceneTextEncoder(component.config, tokenizer)
+    try:
+        encoder = SceneTextEncoder(component.config, tokenizer)
+    except ConfigError as error:
+        raise CheckpointError(f"{path} is of another encoder: {error}") from None
     load_strict(encoder, {name: value.to(torch.float32) for name, value in component.tensors.items()}, folder)
     return encoder.eval().requires_grad_(False)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import nn
@@ -12,6 +12,8 @@ from torch import nn
 from lineardit.errors import CheckpointError, MissingExtraError
 from lineardit.text.embedding import TextEmbedding
 from lineardit.text.prompt import sana_instruction, warn_of_cut
+
+Encoder = TypeVar("Encoder", bound="_TransformersEncoder")
 
 
 class _TransformersEncoder:
@@ -33,8 +35,12 @@ class _TransformersEncoder:
 
     @classmethod
     def from_folder(
-        cls, folder: Path, tokenizer_folder: Path | None = None, *, dtype: torch.dtype = torch.float32
-    ) -> Self:
+        cls: type[Encoder],
+        folder: Path,
+        tokenizer_folder: Path | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> Encoder:
         """Read model and tokenizer from local folders; nothing is fetched and no code of theirs is run.
 
         Raises:
@@ -45,13 +51,17 @@ class _TransformersEncoder:
             raise MissingExtraError("transformers", "hub", f"the text encoder {cls.model_class}")
         transformers = import_module("transformers")
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_folder or folder, local_files_only=True)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                tokenizer_folder or folder, local_files_only=True
+            )
             model = getattr(transformers, cls.model_class).from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, dtype=dtype
             )
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
-            raise CheckpointError(f"{folder} holds no {cls.model_class} with its tokenizer: {reason}") from None
+            raise CheckpointError(
+                f"{folder} holds no {cls.model_class} with its tokenizer: {reason}"
+            ) from None
         return cls(model, tokenizer)
 
     @property

@@ -28,8 +28,10 @@ def check_prompts(prompts: Sequence[str]) -> None:
 
 def warn_of_cut(prompt: str, end: int, budget: int) -> None:
     """Log the words of `prompt` from character `end` on: they are beyond the encoder's `budget` of tokens."""
+    start = end
     # A word that is cut in the middle is not understood, so it is named whole.
-    start = prompt.rfind(" ", 0, end) + 1 if prompt[end - 1 : end + 1].strip() == prompt[end - 1 : end + 1] else end
+    while 0 < start < len(prompt) and not prompt[start].isspace() and not prompt[start - 1].isspace():
+        start -= 1
     words = prompt[start:].split()
     if not words:
         return

@@ -1,4 +1,4 @@
-"""The bundled model's text encoder: a small transformer over word pieces that needs nothing but its folder."""
+"""The bundled model's text encoder: a small transformer over word pieces, run from its folder alone."""
 
 from collections.abc import Sequence
 
@@ -26,10 +26,11 @@ class SceneTextEncoder(nn.Module):
 
     def __init__(self, config: SceneTextConfig, tokenizer: Tokenizer) -> None:
         super().__init__()
-        if tokenizer.get_vocab_size() > config.vocabulary:
+        entries = tokenizer.get_vocab_size()
+        if entries > config.vocabulary:
             raise ConfigError(
-                f"vocabulary={config.vocabulary} is less than the {tokenizer.get_vocab_size()} entries of the "
-                f"tokenizer. Use vocabulary={tokenizer.get_vocab_size()}."
+                f"vocabulary={config.vocabulary} is less than the tokenizer's {entries} entries. "
+                f"Use vocabulary={entries}."
             )
         self.config, self.tokenizer = config, tokenizer
         self.pieces = nn.Embedding(config.vocabulary, config.width)
@@ -83,7 +84,7 @@ class SceneTextEncoder(nn.Module):
         return row
 
     def _initialise(self) -> None:
-        """Weights keep the size of what they are given; what enters the residual stream is scaled down by its parts.
+        """Weights keep the size of what they are given; parts of the residual stream add up to size 1.
 
         Pieces start at size 1, so that every word is told apart from the first step on and stays so while all
         else is learned, and positions at half of it: which word it is matters more than where.
@@ -115,10 +116,15 @@ class _Block(nn.Module):
 
     def forward(self, x: Float[Tensor, "b m c"], mask: Bool[Tensor, "b m"] | None) -> Float[Tensor, "b m c"]:
         query, key, value = rearrange(
-            self.to_qkv(self.attention_norm(x)), "b m (three heads d) -> three b heads m d", three=3, d=self.head_dim
+            self.to_qkv(self.attention_norm(x)),
+            "b m (three heads d) -> three b heads m d",
+            three=3,
+            d=self.head_dim,
         ).unbind()
         seen = None if mask is None else mask[:, None, None, :]
         mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=seen)
         x = x + self.to_out(rearrange(mixed, "b heads m d -> b m (heads d)"))
-        out: Tensor = x + self.contract(functional.gelu(self.expand(self.feed_forward_norm(x)), approximate="tanh"))
+        out: Tensor = x + self.contract(
+            functional.gelu(self.expand(self.feed_forward_norm(x)), approximate="tanh")
+        )
         return out

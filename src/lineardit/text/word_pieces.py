@@ -17,8 +17,8 @@ def build_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
     """A lower-casing WordPiece tokenizer with at most `vocabulary` entries, the same for the same texts.
 
     It holds every printable ASCII character alone and as a continuation, then the words of the texts from the
-    most common on, then the most common beginnings and endings of words. Every prompt starts with one token of its
-    own, so that an empty prompt has one. Other scripts are one unknown token per word.
+    most common on, then the most common beginnings and endings of words. Every prompt starts with one token
+    of its own, so that an empty prompt has one. Other scripts are one unknown token per word.
     """
     splitter = Tokenizer(models.WordPiece({UNKNOWN: 0}, unk_token=UNKNOWN))
     _split_like_bert(splitter)
@@ -43,7 +43,12 @@ def build_tokenizer(texts: Iterable[str], vocabulary: int) -> Tokenizer:
 
 def _split_like_bert(tokenizer: Tokenizer) -> None:
     tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase(), normalizers.Replace(Regex(r"\s+"), " ")]
+        [
+            normalizers.NFKD(),
+            normalizers.StripAccents(),
+            normalizers.Lowercase(),
+            normalizers.Replace(Regex(r"\s+"), " "),
+        ]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
 

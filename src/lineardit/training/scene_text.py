@@ -1,8 +1,8 @@
-"""Training the bundled model's text encoder: without pictures, it learns to know what a caption says of a scene.
+"""Training the bundled model's text encoder without pictures: it learns what a caption says of a scene.
 
-A reading head asks for every object class how many there are, where and how large, and for the background, by one
-cross-attention over the caption's tokens, as the diffusion transformer will. So what is said of an object must be
-found at the object's token. The head is thrown away.
+A reading head asks for every object class how many there are, where and how large, and for the background,
+by one cross-attention over the caption's tokens, as the diffusion transformer will. So what is said of an
+object must be found at the object's token. The head is thrown away.
 """
 
 import logging
@@ -15,7 +15,6 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn import functional
 
 from lineardit.config.models import SceneTextConfig
@@ -110,15 +109,21 @@ class ReadingHead(nn.Module):
         found = self.attention(asked, embeddings, mask)
         # The product is large where what was found is what was asked for.
         hidden = functional.gelu(self.expand(torch.cat([self.norm(asked + found), asked * found], dim=-1)))
-        answers = self.answer(hidden[:, :-1]).float().split([COUNTS, CELLS, CELLS, len(SIZES)], dim=-1)
-        return Answers(*answers, self.background(hidden[:, -1]).float())
+        counts, columns, rows, sizes = (
+            self.answer(hidden[:, :-1]).float().split([COUNTS, CELLS, CELLS, len(SIZES)], dim=-1)
+        )
+        return Answers(counts, columns, rows, sizes, self.background(hidden[:, -1]).float())
 
     @torch.no_grad()
     def look_for(self, words: Float[Tensor, "objects c"]) -> None:
-        """Start with each question attending to its object's own word, instead of finding all words by chance."""
+        """Start with each question attending to its object's own word, not having to find it by chance."""
         width = words.shape[1]
         self.questions.weight[: len(words)] = functional.layer_norm(words, (width,))
-        for weight in (self.attention.to_q.weight, *self.attention.to_kv.weight.chunk(2), self.attention.to_out.weight):
+        for weight in (
+            self.attention.to_q.weight,
+            *self.attention.to_kv.weight.chunk(2),
+            self.attention.to_out.weight,
+        ):
             nn.init.eye_(weight)
 
 
@@ -160,13 +165,11 @@ class SceneTextTask:
         tokens = self._reader.encoder.tokens(captions)
         by_length = torch.tensor([len(row) for row in tokens]).argsort()
         truth = Truth(*(answers[by_length] for answers in truth))
-        # Half of the tokens would be padding if all were read together. The fused attention's backward pass takes
-        # ten times as long as the written-out one at these lengths.
-        with sdpa_kernel(SDPBackend.MATH):
-            read = [
-                self.model(*padded([tokens[row] for row in rows.tolist()]), queries)
-                for rows, queries in zip(by_length.chunk(CHUNKS), truth.queries.chunk(CHUNKS), strict=True)
-            ]
+        # Half of the tokens would be padding if all were read together.
+        read = [
+            self.model(*padded([tokens[row] for row in rows.tolist()]), queries)
+            for rows, queries in zip(by_length.chunk(CHUNKS), truth.queries.chunk(CHUNKS), strict=True)
+        ]
         parts = reading_losses(Answers(*map(torch.cat, zip(*read, strict=True))), truth)
         return {"loss": torch.stack(list(parts.values())).sum(), **parts}
 
@@ -222,7 +225,9 @@ def ask(captions: Sequence[str], scenes: Sequence[Scene], names: Sequence[str], 
     sizes = torch.zeros(*shape, len(SIZES))
     background = torch.tensor(
         [
-            BACKGROUND_NAMES.index(scene.background) if says_background(caption, scene.background) else len(BACKGROUNDS)
+            BACKGROUND_NAMES.index(scene.background)
+            if says_background(caption, scene.background)
+            else len(BACKGROUNDS)
             for caption, scene in zip(captions, scenes, strict=True)
         ]
     )
@@ -255,8 +260,9 @@ def says_background(caption: str, background: str) -> bool:
     if known.plain:
         colours = "|".join(map(re.escape, words))
         # A colour before the word background, or at the end after a word that leads to it.
-        said = rf"\b({colours}) (background|backdrop)\b|background( is|:) ({colours})\b|\b(on|against) ({colours})$"
-        return re.search(said, caption) is not None
+        before = rf"\b({colours}) (background|backdrop)\b"
+        after = rf"\bbackground( is|:) ({colours})\b|\b(on|against) ({colours})$"
+        return re.search(f"{before}|{after}", caption) is not None
     bare = "|".join(re.escape(re.sub(r"^(an?|the) ", "", word)) for word in words)
     return re.search(rf"\b({bare})\b", caption) is not None
 
@@ -270,7 +276,10 @@ def padded(tokens: Sequence[Sequence[int]]) -> tuple[Int[Tensor, "b m"], Bool[Te
 
 
 def reading_losses(answers: Answers, truth: Truth) -> dict[str, Tensor]:
-    """Cross-entropies; places and sizes only of what is there, towards the drawn ones where the caption leaves it open."""
+    """Cross-entropies; places and sizes only of what is there.
+
+    Where a caption leaves a place open, the drawn one is the target: the answer is then the share of each.
+    """
     there = truth.counts > 0
 
     def soft(logits: Tensor, target: Tensor) -> Tensor:
@@ -294,13 +303,15 @@ def roughened(caption: str, draws: Draws) -> str:
         place = int(draws.unit() * len(words))
         words[place] = _mistyped(words[place], draws)
     if draws.chance(0.08):
-        made_up = "".join(draws.one_of("bcdfglmnprst") + draws.one_of("aeiou") for _ in range(draws.one_of((1, 2, 3))))
+        made_up = "".join(
+            draws.one_of("bcdfglmnprst") + draws.one_of("aeiou") for _ in range(draws.one_of((1, 2, 3)))
+        )
         words.insert(int(draws.unit() * (len(words) + 1)), made_up)
     return " ".join(words)
 
 
 def _mistyped(word: str, draws: Draws) -> str:
-    """A letter left out, doubled, or swapped with the next. Short words and numbers stay: they would change meaning."""
+    """A letter left out, doubled, or swapped with the next. Short words stay: another would come of them."""
     if len(word) < 4:
         return word
     place = 1 + int(draws.unit() * (len(word) - 2))
@@ -326,7 +337,7 @@ def accuracy(read: Read, scenes: EmojiScenes, count: int, *, batch_size: int = 2
     """Shares of right answers over `count` captions.
 
     presence: of objects asked for, those there and those not weighing the same. count: of several of a kind.
-    relation: left of, right of, above or below, of pairs whose caption says it. background: including "not said".
+    relation: left of, right of, above or below, of pairs whose caption says it. background: also "not said".
     """
     right: dict[str, list[Tensor]] = {}
     for start in range(0, count, batch_size):
@@ -348,12 +359,16 @@ def _right(
     there = truth.counts > 0
     several = torch.tensor([scene.kind == "count" for scene in scenes])
     side = torch.tensor(
-        [scene.relation in ("left of", "right of") and _SAYS_SIDE.search(text) is not None
-         for scene, text in zip(scenes, captions, strict=True)]
+        [
+            scene.relation in ("left of", "right of") and _SAYS_SIDE.search(text) is not None
+            for scene, text in zip(scenes, captions, strict=True)
+        ]
     )
     height = torch.tensor(
-        [scene.relation in ("above", "below") and _SAYS_HEIGHT.search(text) is not None
-         for scene, text in zip(scenes, captions, strict=True)]
+        [
+            scene.relation in ("above", "below") and _SAYS_HEIGHT.search(text) is not None
+            for scene, text in zip(scenes, captions, strict=True)
+        ]
     )
     return {
         "there": (guessed > 0)[there],
