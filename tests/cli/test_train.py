@@ -62,7 +62,7 @@ def test_a_recipe_is_run_and_resumed(
     place = tmp_path / "run"
     arguments = ["train", recipe, "-o", str(place), "--device", "cpu"]
     assert main(arguments) == 0
-    assert capsys.readouterr().out == f"finished: {place / 'model'}\n"
+    assert capsys.readouterr().out == f"written: {place / 'model'}\n"
     assert load_autoencoder(place / "model").config.stride == 4
     assert main([*arguments, "train.steps=3"]) == 2
     assert "holds a run at step 2: add --resume" in capsys.readouterr().err

@@ -29,7 +29,17 @@ def train(
     if explain:
         typer.echo(explained(run), nl=False)
         return
-    from lineardit.training.runs import start
+    from lineardit.config.detector import DetectorRun
+    from lineardit.training.runs import start, train_detector
 
-    place = start(run, output or Path("runs") / recipe.stem, resume=resume, device=device)
-    typer.echo(f"finished: {place}")
+    folder = output or Path("runs") / recipe.stem
+    if isinstance(run, DetectorRun):
+        from lineardit.evaluation.detector import SceneDetector
+
+        outcome = train_detector(run, SceneDetector, folder, resume=resume, device=device)
+        assert isinstance(outcome.average, SceneDetector)
+        place = folder / "model"
+        outcome.average.save(place, {"steps_trained": outcome.step})
+    else:
+        place = start(run, folder, resume=resume, device=device)
+    typer.echo(f"written: {place}")

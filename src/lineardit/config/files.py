@@ -13,19 +13,24 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
+from lineardit.config.detector import DetectorRun
 from lineardit.config.models import Config
 from lineardit.config.presets import autoencoder_preset, transformer_preset
 from lineardit.config.runs import AutoencoderRun, Run, TextRun, TransformerRun
 from lineardit.errors import ConfigError
 
-KINDS: Mapping[str, type[Run]] = {
+Recipe = Run | DetectorRun
+"""What a recipe can describe."""
+
+KINDS: Mapping[str, type[Recipe]] = {
     "autoencoder": AutoencoderRun,
     "transformer": TransformerRun,
     "text": TextRun,
+    "detector": DetectorRun,
 }
 
 
-def read_run(path: Path, overrides: Sequence[str] = ()) -> Run:
+def read_run(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe. Its key `kind` decides the class; `overrides` such as "train.steps=100" come last.
 
     Raises:
@@ -42,7 +47,7 @@ def read_run(path: Path, overrides: Sequence[str] = ()) -> Run:
     return parse_run(text, overrides, source=str(path))
 
 
-def parse_run(text: str, overrides: Sequence[str] = (), source: str = "the recipe") -> Run:
+def parse_run(text: str, overrides: Sequence[str] = (), source: str = "the recipe") -> Recipe:
     """As `read_run`, from the text of a recipe. `source` names it in errors."""
     try:
         recipe = tomllib.loads(text)
@@ -62,7 +67,7 @@ def parse_run(text: str, overrides: Sequence[str] = (), source: str = "the recip
         given = "has no key kind" if kind is None else f"has kind={kind!r}"
         raise ConfigError(f"{source} {given}. Use one of {', '.join(KINDS)}.")
     run = _build(run_class, recipe, path=(), paths=list(_key_paths(run_class)))
-    assert isinstance(run, AutoencoderRun | TransformerRun | TextRun)
+    assert isinstance(run, AutoencoderRun | TransformerRun | TextRun | DetectorRun)
     return run
 
 

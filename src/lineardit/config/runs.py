@@ -28,7 +28,7 @@ class OptimizerConfig(Config):
     decay: Literal["cosine", "constant", "wsd"] = "cosine"
     """From the warm-up to the last step: a half cosine, no change, or no change and then a straight fall."""
     decay_share: float = Field(0.2, gt=0, le=1)
-    """Share of all steps in which `wsd` falls."""
+    """Share of the steps after the warm-up in which `wsd` falls."""
     final_share: float = Field(0.05, ge=0, le=1)
     """Rate at the last step over the full rate."""
 

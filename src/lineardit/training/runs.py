@@ -1,16 +1,20 @@
 """From a recipe to a finished model: builds the task of each kind of run, trains it, exports the result."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from lineardit.autoencoder.model import Autoencoder
+from lineardit.config.detector import DetectorConfig, DetectorRun
 from lineardit.config.runs import AutoencoderRun, Run, TextRun, TransformerRun
 from lineardit.data.emoji_scenes import EmojiScenes
 from lineardit.interop.native import load_autoencoder, save_autoencoder
 from lineardit.kernels.select import inspect_machine, select
+from lineardit.training.detector import DetectionTask, detector_config
 from lineardit.training.generation import train_transformer
-from lineardit.training.loop import step_generator, train
+from lineardit.training.loop import Outcome, step_generator, train
 from lineardit.training.reconstruction import ReconstructionTask, latent_statistics, with_statistics
 from lineardit.training.scene_text import train_scene_text
 
@@ -41,7 +45,7 @@ def pick_device(name: str) -> torch.device:
 def train_autoencoder(run: AutoencoderRun, folder: Path, *, resume: bool, device: torch.device) -> Path:
     """Train, then measure the latents of the averaged weights and export both together."""
     scenes = EmojiScenes(run.scenes, run.train.seed)
-    torch.manual_seed(int(torch.randint(2**31, (), generator=step_generator(run.train.seed, 0, "weights"))))
+    seed_weights(run.train.seed)
     model = Autoencoder(run.model).to(device)
     if run.start is not None:
         model.load_state_dict(load_autoencoder(run.start).state_dict())
@@ -49,3 +53,23 @@ def train_autoencoder(run: AutoencoderRun, folder: Path, *, resume: bool, device
     assert isinstance(outcome.average, Autoencoder)
     measured = with_statistics(outcome.average, *latent_statistics(outcome.average, scenes, MEASURED_SCENES))
     return save_autoencoder(folder / "model", measured, about={"steps_trained": outcome.step})
+
+
+def train_detector(
+    run: DetectorRun,
+    build: Callable[[DetectorConfig], nn.Module],
+    folder: Path,
+    *,
+    resume: bool,
+    device: str = "auto",
+) -> Outcome:
+    """Train the instrument that reads scenes, built by `build`; whoever owns its class exports it."""
+    seed_weights(run.train.seed)
+    config = detector_config(run)
+    model = build(config).to(pick_device(device))
+    return train(DetectionTask(run, model, config), run.train, folder, resume=resume)
+
+
+def seed_weights(seed: int) -> None:
+    """Let the weights that are made next follow from a run's seed."""
+    torch.manual_seed(int(torch.randint(2**31, (), generator=step_generator(seed, 0, "weights"))))
