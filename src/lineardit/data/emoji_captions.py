@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Literal
+from typing import Literal, get_args
 
 from lineardit.data.backgrounds import BACKGROUNDS, Background
 from lineardit.data.draws import Draws
@@ -36,9 +36,7 @@ class Captions:
     """Writes captions in one phrasing: as in training, or with templates or words that training never has."""
 
     def __init__(self, phrasing: Phrasing = "train") -> None:
-        known = ("train", "unseen", "unseen_templates", "unseen_words")
-        if phrasing not in known:
-            raise InputError(f"phrasing={phrasing!r} is none of {', '.join(known)}.")
+        check_choice("phrasing", phrasing, get_args(Phrasing))
         self.templates = "unseen" if phrasing in ("unseen", "unseen_templates") else "train"
         self.words = "unseen" if phrasing in ("unseen", "unseen_words") else "train"
         self._objects = objects_by_name()
@@ -155,7 +153,7 @@ class Captions:
 
     def _template(self, table: dict[str, tuple[str, ...]], core: str, draws: Draws) -> str:
         template = draws.one_of(table[self.templates])
-        mid_sentence = template.endswith(("with {core}", "behind {core}"))
+        mid_sentence = template.endswith("with {core}")
         return table[self.templates][0] if mid_sentence and _opens(core) else template
 
     def _prefixed(self, core: str, template: str, draws: Draws) -> str:
@@ -200,6 +198,12 @@ def _texts(table: object) -> Iterator[str]:
 def _opens(core: str) -> bool:
     """Whether it can only stand at the beginning: `from left to right: ...`."""
     return core.startswith(OPENINGS)
+
+
+def check_choice(name: str, given: str, choices: Sequence[str]) -> None:
+    """Raises: InputError that names the choices, for anything else."""
+    if given not in choices:
+        raise InputError(f"{name}={given!r} is none of {', '.join(choices)}.")
 
 
 def article(phrase: str) -> str:

@@ -169,7 +169,7 @@ ON_GRADED = {
         "{core}, {bare} background",
         "{w} with {core}",
     ),
-    "unseen": ("{core} set against {w}", "{core}, behind it {w}", "{core} before {w}", "{w} behind {core}"),
+    "unseen": ("{core} set against {w}", "{core}, behind it {w}", "{core} before {w}", "before {w}, {core}"),
 }
 OPENINGS = (
     "from ",

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
@@ -13,7 +13,7 @@ from lineardit.data.backgrounds import BACKGROUND_NAMES, background_rows
 from lineardit.data.composition import Composition
 from lineardit.data.draws import Draws
 from lineardit.data.emoji_atlas import Atlas
-from lineardit.data.emoji_captions import Captions, Phrasing, vocabulary
+from lineardit.data.emoji_captions import Captions, Phrasing, check_choice, vocabulary
 from lineardit.data.emoji_layout import OPPOSITE, Layout, Spot
 from lineardit.data.emoji_objects import emoji_objects
 from lineardit.data.scene import Kind, PlacedObject, Scene
@@ -63,8 +63,7 @@ class EmojiScenes:
             raise ConfigError(
                 f"objects={config.objects}: the list has {len(listed)}. Use {len(listed)} or less."
             )
-        if split not in ("train", "held_out"):
-            raise InputError(f"split={split!r} is neither train nor held_out.")
+        check_choice("split", split, get_args(Split))
         self.config = config
         self.seed = seed
         self.split = split
