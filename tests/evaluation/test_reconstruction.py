@@ -41,10 +41,11 @@ def test_psnr_of_equal_pictures_is_infinite() -> None:
 
 
 def test_ssim_of_flat_pictures_is_the_likeness_of_their_means() -> None:
-    levels = torch.tensor([[0.5, 0.5], [0.9, 0.1], [-0.4, 0.4]]).double()
+    levels = torch.tensor([[0.5, 0.5], [0.9, -0.9], [-0.4, 0.4]]).double()
     x, y = (levels[:, side].float().view(-1, 1, 1, 1).expand(-1, 3, 16, 16) for side in (0, 1))
     c1 = 0.02**2
-    expected = (2 * levels.prod(1) + c1) / (levels.square().sum(1) + c1)
+    light = levels + 1  # black is 0
+    expected = (2 * light.prod(1) + c1) / (light.square().sum(1) + c1)
     torch.testing.assert_close(ssim(x, y).double(), expected, rtol=0, atol=1e-6)
 
 
@@ -62,9 +63,9 @@ def test_ssim_is_that_of_torchmetrics() -> None:
     theirs = torch.stack(
         [
             metrics.structural_similarity_index_measure(
-                image[None],
-                true[None],
-                data_range=(-1.0, 1.0),
+                image[None] + 1,
+                true[None] + 1,
+                data_range=2.0,
                 gaussian_kernel=True,
                 sigma=1.5,
                 k1=0.01,

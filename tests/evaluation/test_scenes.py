@@ -14,6 +14,7 @@ from lineardit.config.scenes import SceneConfig
 from lineardit.data import emoji_captions
 from lineardit.data.backgrounds import BACKGROUND_NAMES
 from lineardit.data.emoji_layout import Relation
+from lineardit.data.emoji_phrases import SIDE_BY_SIDE, STACKED
 from lineardit.data.emoji_scenes import EmojiScenes
 from lineardit.data.scene import PlacedObject, Scene
 from lineardit.errors import InputError
@@ -149,7 +150,7 @@ def test_backgrounds_are_found_in_exactly_the_captions_that_name_them(
     )
     scenes = EmojiScenes(SceneConfig(), seed=8, phrasing=phrasing)
     wrong = []
-    for index in range(1500):
+    for index in range(600):
         named.clear()
         scene, prompt = scenes[index]
         if says_background(prompt, scene.background) != bool(named):
@@ -168,8 +169,8 @@ def test_relations_are_found_in_every_template_that_states_one(phrasing: str) ->
         "{a} with {b}",
     }
     tables: dict[Relation, dict[str, tuple[str, ...]]] = {
-        "left of": emoji_captions._SIDE_BY_SIDE,
-        "above": emoji_captions._STACKED,
+        "left of": SIDE_BY_SIDE,
+        "above": STACKED,
     }
     seen = 0
     for relation, table in tables.items():
@@ -260,7 +261,7 @@ def test_pictures_of_the_truth_are_right_in_everything(asked: list[Question]) ->
 def test_pictures_of_something_else_are_right_in_nothing(asked: list[Question]) -> None:
     alien = Scene("nowhere", (placed("dodo", 0.5, 0.5),), "single")
     rates = tally(answers(asked, numbered, Told([alien] * COUNT)))
-    assert all(rate.right == 0 and rate.asked > 0 for rate in rates.values())
+    assert {measure for measure, rate in rates.items() if rate.right or not rate.asked} == set()
 
 
 @pytest.mark.font

@@ -27,10 +27,10 @@ from lineardit.training.loop import step_generator, train
 CONFIG = DetectorConfig(objects=("cat", "dog", "fox"), backgrounds=("white", "black"))
 CLEAN = DistortionConfig(share=0.0)
 RUN = DetectorRun(
-    model=DetectorShape(size=64, widths=(8, 12, 16), depths=(1, 1, 1)),
+    model=DetectorShape(size=64, widths=(12, 16, 24), depths=(1, 1, 1)),
     scenes=SceneConfig(objects=4),
     train=LoopConfig(
-        steps=40, batch_size=8, dtype="fp32", learning_rate=5e-3, warmup_steps=4, ema_half_life=2
+        steps=60, batch_size=8, dtype="fp32", learning_rate=1e-2, warmup_steps=4, ema_half_life=2
     ),
 )
 
@@ -125,7 +125,9 @@ def test_contrast_keeps_grey() -> None:
 def test_blur_keeps_flat_pictures_and_evens_others() -> None:
     flat = torch.full((1, 3, 32, 32), 0.3)
     torch.testing.assert_close(distort(only(blur=8.0), flat), flat)
-    assert distort(only(blur=8.0), images()).std() < 0.8 * images().std()
+    deviations = [float(distort(only(blur=8.0), images(), seed).std()) for seed in range(6)]
+    assert max(deviations) > 0.9 * float(images().std())
+    assert min(deviations) < 0.5 * float(images().std())
 
 
 def test_compression_in_fine_steps_changes_nothing_and_in_coarse_steps_only_details() -> None:
@@ -155,11 +157,11 @@ def test_distorted_pictures_stay_in_range() -> None:
 def test_a_small_detector_learns_and_reads_what_it_learned(atlas: Atlas, tmp_path: Path) -> None:
     run = RUN.model_copy(update={"distortion": CLEAN, "placement_steps": (16,), "scales": (1.0,)})
     learning = task(atlas, run)
-    before = {name: float(value) for name, value in learning.losses(10_000).items()}
+    before = {name: float(value.detach()) for name, value in learning.losses(10_000).items()}
     outcome = train(learning, run.train, tmp_path, resume=False)
-    after = {name: float(value) for name, value in learning.losses(10_000).items()}
-    assert after["loss"] < 0.35 * before["loss"]
-    assert after["named"] > 0.5 > before["named"]
+    after = {name: float(value.detach()) for name, value in learning.losses(10_000).items()}
+    assert after["loss"] < 0.6 * before["loss"]
+    assert after["named"] > 0.9 > before["named"]
     assert isinstance(outcome.average, SceneDetector)
     scenes = EmojiScenes(run.scenes, seed=77, atlas=atlas)
     shown = [scenes.scene(index) for index in range(30)]
@@ -168,4 +170,4 @@ def test_a_small_detector_learns_and_reads_what_it_learned(atlas: Atlas, tmp_pat
         {each.name for each in detection.objects} == {each.name for each in scene.objects}
         for detection, scene in zip(found, shown, strict=True)
     )
-    assert right >= 15
+    assert right >= 20

@@ -101,8 +101,8 @@ class SceneDetector(nn.Module):
         each = cells[:, :-1]
         anything = each.sum(1)
         # Equal neighbours are one peak: the later cell wins by a hair.
-        order = torch.linspace(0, 1e-6, anything[0].numel())
-        ranked = anything + order.view_as(anything[0])
+        order = torch.linspace(0, 1e-6, anything[0].numel(), dtype=torch.float64)
+        ranked = anything.double() + order.view_as(anything[0])
         highest = functional.max_pool2d(ranked[:, None], 2 * REACH + 1, stride=1, padding=REACH)[:, 0]
         peaks = (ranked == highest) & (anything > PEAK)
         objects: list[list[Found]] = [[] for _ in range(len(cells))]
@@ -115,13 +115,12 @@ class SceneDetector(nn.Module):
         ]
 
     def _object(self, probabilities: Tensor, row: int, column: int) -> Found:
-        """Name, score and centre of mass from the cells around a peak."""
-        top, left = max(0, row - 1), max(0, column - 1)
-        near = probabilities[:, top : row + 2, left : column + 2]
+        """Name, score and centre from the cells around a peak."""
+        # Beyond the edge there is nothing.
+        near = functional.pad(probabilities, (1, 1, 1, 1))[:, row : row + 3, column : column + 3]
         kind = int(near.sum((1, 2)).argmax())
         mass = near.sum(0)
-        y = float((mass.sum(1) * (torch.arange(len(mass)) + top + 0.5)).sum() / mass.sum())
-        x = float((mass.sum(0) * (torch.arange(mass.shape[1]) + left + 0.5)).sum() / mass.sum())
+        y, x = row + 0.5 + _offset(mass.sum(1)), column + 0.5 + _offset(mass.sum(0))
         cells = self.config.cells
         return Found(self.config.objects[kind], float(near[kind].max()), x / cells, y / cells)
 
@@ -158,6 +157,12 @@ class SceneDetector(nn.Module):
 def bundled_folder() -> Path:
     """Where the detector that ships lies in the package."""
     return Path(str(files("lineardit"))) / "weights" / "detector"
+
+
+def _offset(heat: Tensor) -> float:
+    """How far from the middle a Gaussian of deviation 1 has its top: half the difference of logarithms."""
+    before, _, after = heat.clamp_min(1e-3).log().tolist()
+    return float(min(max((after - before) / 2, -1.0), 1.0))
 
 
 def _blocks(width: int, depth: int) -> nn.Sequential:

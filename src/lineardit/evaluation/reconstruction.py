@@ -67,18 +67,18 @@ def psnr(images: Float[Tensor, "b 3 H W"], truth: Float[Tensor, "b 3 H W"]) -> F
 
 
 def ssim(images: Float[Tensor, "b 3 H W"], truth: Float[Tensor, "b 3 H W"]) -> Float[Tensor, " b"]:
-    """Structural similarity of each picture (Wang et al. 2004), pixels in [-1, 1], in float64.
+    """Structural similarity of each picture (Wang et al. 2004), pixels in [-1, 1], summed in float64.
 
-    Windows of 11x11 with Gaussian weights of deviation 1.5, only where they lie inside the picture; the
-    colours are measured one by one and averaged.
+    Around every pixel a window of 11x11 with Gaussian weights of deviation 1.5, pictures mirrored at their
+    edges; the colours are measured one by one and averaged. Black counts as 0, as everywhere: the measure
+    compares brightnesses by their ratio.
 
     Raises: ShapeError for pictures smaller than a window.
     """
     height, width = images.shape[-2:]
     if min(height, width) < WINDOW:
         raise ShapeError(f"{height}x{width} pixels: SSIM needs at least {WINDOW} per side.")
-    x, y = images.double(), truth.double()
-    # Around 0 instead of around the mean the variances would be differences of large numbers in float32.
+    x, y = images.double() + 1, truth.double() + 1
     stacked = torch.cat([x, y, x * x, y * y, x * y])
     mean_x, mean_y, xx, yy, xy = _windowed(stacked).chunk(5)
     c1, c2 = (K1 * PEAK) ** 2, (K2 * PEAK) ** 2
@@ -124,9 +124,10 @@ def score_reconstruction(
 
 
 def _windowed(images: Tensor) -> Tensor:
-    """Gaussian means over all windows inside the pictures: (b 3 H W) -> (b 3 H-10 W-10)."""
+    """The Gaussian mean around every pixel."""
+    padded = functional.pad(images, (WINDOW // 2,) * 4, mode="reflect")
     positions = torch.arange(WINDOW, dtype=images.dtype, device=images.device) - (WINDOW - 1) / 2
     weights = (-0.5 * (positions / DEVIATION).square()).exp()
     weights = (weights / weights.sum()).expand(images.shape[1], 1, 1, WINDOW)
-    across = functional.conv2d(images, weights, groups=images.shape[1])
+    across = functional.conv2d(padded, weights, groups=images.shape[1])
     return functional.conv2d(across, weights.mT, groups=images.shape[1])

@@ -40,7 +40,7 @@ NORMAL_95 = 1.959964
 _SIDEWAYS = re.compile(r"\b(left|right)\b")
 _STACKED = re.compile(r"\b(above|below|over|under|beneath|underneath|top|bottom)\b")
 # What holds such a word and says nothing of a relation.
-_NEUTRAL = re.compile(r"\b(over an? [\w -]+ backdrop|top hats?|right in the cent\w+)\b")
+_NEUTRAL = re.compile(r"\b(over an? (?:(?!over )[\w -])+ backdrop|top hats?)\b")
 
 
 class Question(NamedTuple):
@@ -217,7 +217,7 @@ def tally(answered: Iterable[Answer]) -> dict[Measure, Rate]:
     asked: Counter[Measure] = Counter()
     right: Counter[Measure] = Counter()
     for answer in answered:
-        asked.update(answer.right)
+        asked.update(list(answer.right))
         right.update(measure for measure, holds in answer.right.items() if holds)
     return {measure: Rate(right[measure], asked[measure]) for measure in MEASURES}
 

@@ -136,11 +136,11 @@ def distorted(
     if colour:
         draws = 2 * torch.rand(len(images), 4, 1, 1, generator=generator).to(images.device) - 1
         images = images * (1 + config.contrast * draws[:, :1]) + config.colour * draws[:, 1:]
-    if blur:
+    if blur * config.blur:
         images = _blurred(images, blur * config.blur * images.shape[-1] / 128)
-    if compression:
+    if compression * config.compression:
         images = _compressed(images, compression * config.compression)
-    if noise:
+    if noise * config.noise:
         grain = torch.randn(images.shape, generator=generator).to(images.device)
         images = images + noise * config.noise * grain
     return images.clamp(-1, 1)
