@@ -135,7 +135,10 @@ def test_a_model_section_states_its_differences_from_a_preset() -> None:
         ("train.steps=0", "train.steps=0: Input should be greater than 0"),
         ("train.betas=[0.9, 1.0]", "train.betas=(0.9, 1.0): each is at least 0 and below 1."),
         ("loss.l1=0", "loss.l1, mse and perceptual are all 0: nothing would be learned. Use l1=1.0."),
-        ("kind=image", "the recipe has kind='image'. Use one of autoencoder, transformer, text."),
+        (
+            "kind=image",
+            "the recipe has kind='image'. Use one of autoencoder, transformer, text, detector.",
+        ),
     ],
 )
 def test_a_mistake_is_answered_with_the_whole_dotted_key(override: str, complaint: str) -> None:

@@ -59,6 +59,9 @@ class TransformerConfig(Config):
     """The guidance scale is an input that is embedded beside the time (SANA-Sprint)."""
     guidance_embedding_scale: float = 0.1
     """What the guidance scale is multiplied by before it is embedded."""
+    prompt_norm_start: float = Field(0.01, gt=0)
+    """Weight that the RMSNorm of the projected prompt starts from: 0.01 as published; 1 lets a small model
+    that is trained from nothing hear the words at once."""
     position: Position = "none"
     """Position signal added to the tokens: none (512 and 1024 px) or fixed sines and cosines (2K, 4K)."""
     position_base: int = Field(32, gt=0)

@@ -14,7 +14,6 @@ from lineardit.nn.embedding import ScalarEmbedding, grid_positions
 from lineardit.nn.norm import RMSNorm
 from lineardit.transformer.block import NORM_EPS, Block, Grid
 
-PROMPT_NORM_WEIGHT = 0.01
 SMALL = 0.02
 
 
@@ -38,7 +37,7 @@ class TimeConditioning(nn.Module):
 
 
 class PromptProjection(nn.Module):
-    """Text embeddings to the transformer's width: two layers, then an RMSNorm that starts at 0.01."""
+    """Text embeddings to the transformer's width: two layers, then an RMSNorm that starts small."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -89,7 +88,7 @@ class Transformer(nn.Module):
         embeddings = [conditioning.time.first, conditioning.time.second, conditioning.to_table]
         for layer in (*embeddings, prompt.first, prompt.second):
             nn.init.normal_(layer.weight, std=SMALL)
-        nn.init.constant_(prompt.norm.weight, PROMPT_NORM_WEIGHT)
+        nn.init.constant_(prompt.norm.weight, self.config.prompt_norm_start)
         for table in (self.offset, *(block.get_parameter("offset") for block in self.blocks)):
             nn.init.normal_(table, std=1 / math.sqrt(self.config.width))
         nn.init.zeros_(self.to_velocity.weight)
