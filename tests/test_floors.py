@@ -70,7 +70,11 @@ def test_every_unit_imports_only_lower_floors() -> None:
 
 
 def test_every_unit_has_a_floor() -> None:
-    units = {path.stem for path in PACKAGE.glob("[a-z]*") if path.is_dir() or path.suffix == ".py"}
+    units = {
+        path.stem
+        for path in PACKAGE.glob("[a-z]*")
+        if (path / "__init__.py").exists() or path.suffix == ".py"
+    }
     assert units <= set(FLOORS)
 
 
