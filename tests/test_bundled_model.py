@@ -1,4 +1,4 @@
-"""The model that ships: it is small, it loads from the package alone, and it does what its words say of colours."""
+"""The model that ships: it is small, loads from the package alone, and heeds its words for colours."""
 
 from importlib.resources import files
 from pathlib import Path
