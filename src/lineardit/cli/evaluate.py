@@ -1,7 +1,6 @@
 """`lineardit evaluate`: measure what a model draws, and what its autoencoder keeps."""
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,22 @@ SHOWN = 36
 """Answers on a contact sheet."""
 SHEET_COLUMNS = 8
 """Pictures above their reconstructions."""
+
+
+class Place(NamedTuple):
+    """Which model, and where and in what it computes."""
+
+    model: str | None
+    device: str
+    dtype: str
+
+
+class Sampling(NamedTuple):
+    """How pictures are drawn."""
+
+    num_inference_steps: int
+    guidance_scale: float | None
+    sampler: str
 
 
 class Measured(NamedTuple):
@@ -57,6 +72,9 @@ def evaluate(
     guidance_scale: Annotated[
         float | None, typer.Option(help="How closely to follow the prompt; the model's own unless given.")
     ] = None,
+    sampler: Annotated[str, typer.Option(help="dpm++, euler or heun.")] = "dpm++",
+    dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16 or auto.")] = "fp32",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     seed: Annotated[int, typer.Option(help="Scenes are those of this seed; picture i is seed + i.")] = 1000,
     batch_size: Annotated[int, typer.Option(help="Pictures generated at once.")] = 16,
     detector: Annotated[
@@ -79,13 +97,12 @@ def evaluate(
 
     config = SceneConfig() if objects is None else SceneConfig(objects=objects)
     scenes = EmojiScenes(config, seed, split, phrasing=phrasing)
+    place = Place(model, device, dtype)
     if what == "scenes":
-        settings: dict[str, Any] = {"num_inference_steps": num_inference_steps}
-        if guidance_scale is not None:
-            settings["guidance_scale"] = guidance_scale
-        measured = _scenes(model, detector, scenes, count, batch_size, settings)
+        sampling = Sampling(num_inference_steps, guidance_scale, sampler)
+        measured = _scenes(place, detector, scenes, count, batch_size, sampling)
     else:
-        measured = _reconstruction(model, scenes, count, batch_size)
+        measured = _reconstruction(place, scenes, count, batch_size)
     text = json.dumps({"what": what, "model": model or "bundled", **measured.facts}, indent=1)
     if output is not None:
         _write(output, what, text, measured.sheet)
@@ -100,41 +117,44 @@ def evaluate(
 
 
 def _scenes(
-    model: str | None,
+    place: Place,
     detector_folder: Path | None,
     scenes: "EmojiScenes",
     count: int,
     batch_size: int,
-    settings: dict[str, Any],
+    sampling: Sampling,
 ) -> Measured:
     from lineardit.evaluation.detector import SceneDetector
     from lineardit.evaluation.scenes import Answer, answer_sheet, answers, check_names, compare, questions
 
     detector = SceneDetector.load(detector_folder)
     check_names(scenes, detector)
-    pipe = _pipeline(model)
+    pipe = _pipeline(place)
+    asked = questions(scenes, count, scenes.seed)
+    # Checked before any work, and kept beside the numbers with the model's own guidance filled in.
+    (planned,) = pipe.plan(asked[0].prompt, seed=asked[0].seed, **sampling._asdict())
 
     def generate(prompts: Sequence[str], seeds: Sequence[int]) -> Any:
-        return pipe(list(prompts), seed=list(seeds), output_type="pt", **settings).images
+        return pipe(list(prompts), seed=list(seeds), output_type="pt", **sampling._asdict()).images
 
-    asked = questions(scenes, count, scenes.seed)
     answered: list[Answer] = []
     with _progress(count) as advance:
         for answer in answers(asked, generate, detector, batch_size=batch_size):
             answered.append(answer)
             advance()
     score = compare(scenes, asked, answered, detector)
+    settings = {name: getattr(planned, name) for name in (*Sampling._fields, "height", "width")}
     facts = {**score.as_json(), "settings": settings}
     return Measured(facts, answer_sheet(answered[:SHOWN]), score.table())
 
 
-def _reconstruction(model: str | None, scenes: "EmojiScenes", count: int, batch_size: int) -> Measured:
+def _reconstruction(place: Place, scenes: "EmojiScenes", count: int, batch_size: int) -> Measured:
     import torch
 
     from lineardit.data.pictures import contact_sheet
     from lineardit.evaluation.reconstruction import score_reconstruction
 
-    autoencoder = _autoencoder(model)
+    autoencoder = _autoencoder(place)
     score = score_reconstruction(autoencoder, scenes, count, batch_size=batch_size)
     shown = min(count, SHEET_COLUMNS)
     truth = scenes.draw([scenes.scene(index) for index in range(shown)])
@@ -145,19 +165,21 @@ def _reconstruction(model: str | None, scenes: "EmojiScenes", count: int, batch_
     return Measured({**score.as_json(), "split": scenes.split, "seed": scenes.seed}, sheet, score.table())
 
 
-def _pipeline(model: str | None) -> "Pipeline":
+def _pipeline(place: Place) -> "Pipeline":
     from lineardit.pipeline import Pipeline
 
-    return Pipeline.from_pretrained(model)
+    return Pipeline.from_pretrained(place.model, device=place.device, dtype=place.dtype)
 
 
-def _autoencoder(model: str | None) -> "Autoencoder":
-    """Of a folder of ours, in which there may be no more than that, or of any model."""
-    from lineardit.interop.native import INDEX, load_autoencoder
+def _autoencoder(place: Place) -> "Autoencoder":
+    """Of a folder of ours, in which there may be no more than that, or of the bundled model."""
+    if place.model is None:
+        return _pipeline(place).autoencoder
+    from lineardit.interop.native import load_autoencoder
+    from lineardit.kernels.select import DTYPES, inspect_machine, select
 
-    if model is not None and (Path(model) / INDEX).is_file():
-        return load_autoencoder(Path(model))
-    return _pipeline(model).autoencoder
+    chosen = select(inspect_machine(), place.device, place.dtype)
+    return load_autoencoder(Path(place.model)).to(chosen.torch_device, DTYPES[chosen.dtype.name])
 
 
 @contextmanager
@@ -173,12 +195,17 @@ def _progress(count: int) -> Iterator[Callable[[], None]]:
 
 
 def _check_writable(folder: Path) -> None:
-    """Before the hours of work, not after them."""
+    """Before the hours of work, not after them: by writing, since root is told that it may write anywhere."""
+    import tempfile
+
     place = folder
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise OutputError(f"{folder} cannot be written: {place} is no folder that you may write to.")
+    try:
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written: {place}: {error.strerror}.") from None
 
 
 def _write(folder: Path, name: str, text: str, sheet: "Image") -> None:

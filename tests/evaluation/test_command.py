@@ -1,0 +1,103 @@
+"""`lineardit evaluate`: what it prints and writes, and what it refuses before any work."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from lineardit.autoencoder.model import Autoencoder
+from lineardit.cli import evaluate as command
+from lineardit.cli.app import main
+from lineardit.config.models import AutoencoderConfig, StageConfig
+from lineardit.config.scenes import SceneConfig
+from lineardit.data.emoji_scenes import EmojiScenes
+from lineardit.evaluation.detector import SceneDetector
+from lineardit.evaluation.scenes import drawn_truth, questions
+from lineardit.interop.native import save_autoencoder
+
+STAGES = (StageConfig(width=8, depth=0), StageConfig(width=8, depth=1))
+
+
+class Truthful:
+    """A pipeline that draws the truth of the held-out scenes of one seed, and notes how it was called."""
+
+    def __init__(self, seed: int, count: int) -> None:
+        scenes = EmojiScenes(SceneConfig(), seed, "held_out")
+        self.asked = questions(scenes, count, seed)
+        self.draw = drawn_truth(scenes, self.asked)
+        self.calls: list[dict[str, Any]] = []
+
+    def plan(self, prompt: str, **options: Any) -> list[SimpleNamespace]:
+        return [SimpleNamespace(**options | {"guidance_scale": 3.5, "height": 128, "width": 128})]
+
+    def __call__(self, prompts: list[str], seed: list[int], **options: Any) -> SimpleNamespace:
+        self.calls.append({"prompts": prompts, "seed": seed, **options})
+        return SimpleNamespace(images=self.draw(prompts, seed))
+
+
+def test_scenes_are_asked_of_the_pipeline_and_written(
+    font: None,
+    bundled: SceneDetector,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pipe = Truthful(7, 10)
+    monkeypatch.setattr(command, "_pipeline", lambda place: pipe)
+    folder = tmp_path / "deep" / "measured"
+    options = ["--count", "10", "--seed", "7", "--batch-size", "4", "--num-inference-steps", "9"]
+    assert main(["evaluate", "scenes", *options, "-o", str(folder), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts == json.loads((folder / "scenes.json").read_text("utf-8"))
+    assert facts["split"] == "held_out" and facts["seed"] == 7 and facts["count"] == 10
+    assert facts["rates"]["all_right"]["right"] == facts["rates"]["all_right"]["asked"] == 10
+    assert facts["settings"]["num_inference_steps"] == 9
+    assert facts["settings"]["guidance_scale"] == 3.5
+    assert [call["seed"] for call in pipe.calls] == [[7, 8, 9, 10], [11, 12, 13, 14], [15, 16]]
+    assert [prompt for call in pipe.calls for prompt in call["prompts"]] == [
+        each.prompt for each in pipe.asked
+    ]
+    assert all(
+        call["output_type"] == "pt" and call["num_inference_steps"] == 9 and call["sampler"] == "dpm++"
+        for call in pipe.calls
+    )
+    with Image.open(folder / "scenes.png") as sheet:
+        assert sheet.width > 6 * 128
+
+
+def test_an_autoencoder_alone_is_measured(
+    font: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = AutoencoderConfig(latent_channels=2, encoder=STAGES, decoder=STAGES)
+    save_autoencoder(tmp_path / "model", Autoencoder(config))
+    arguments = ["--model", str(tmp_path / "model"), "--count", "3", "-o", str(tmp_path / "out")]
+    assert main(["evaluate", "reconstruction", *arguments]) == 0
+    printed = capsys.readouterr().out
+    facts = json.loads((tmp_path / "out" / "reconstruction.json").read_text("utf-8"))
+    assert f"{facts['psnr_db']:.2f} dB" in printed
+    assert facts["count"] == 3 and facts["split"] == "held_out" and facts["ssim"] < 1
+    with Image.open(tmp_path / "out" / "reconstruction.png") as sheet:
+        assert sheet.size == (3 * 130 - 2, 2 * 130 - 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["scenes", "--count", "0"], "count=0: measure at least one scene."),
+        (["scenes", "--batch-size", "0"], "batch_size=0"),
+        (["scenes", "--objects", "9999"], "objects=9999"),
+        (["scenes", "--detector", "nowhere"], "nowhere holds no detector"),
+        (["reconstruction", "--model", "nowhere"], "nowhere"),
+        (["scenes", "-o", "/proc/measured"], "/proc/measured cannot be written"),
+        (["scores"], "'scores' is not one of"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_one_line(
+    arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", *arguments]) == 2
+    printed = capsys.readouterr()
+    assert complaint in printed.err and printed.err.count("\n") == 1 and not printed.out
