@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from tokenizers import Tokenizer
 
 from lineardit.config.models import SceneTextConfig
@@ -66,5 +65,5 @@ def scene_text_from(component: Component, folder: Path) -> SceneTextEncoder:
         encoder = SceneTextEncoder(component.config, tokenizer)
     except ConfigError as error:
         raise CheckpointError(f"{path} is of another encoder: {error}") from None
-    load_strict(encoder, {name: value.to(torch.float32) for name, value in component.tensors.items()}, folder)
+    load_strict(encoder, component.tensors, folder)
     return encoder.eval().requires_grad_(False)
