@@ -40,6 +40,13 @@ def test_a_gpu_is_taken_with_the_dtype_it_multiplies(gpu: Gpu, dtype: torch.dtyp
     assert gpu.name in selection.device.reason
 
 
+def test_attention_runs_on_triton_where_there_is_a_gpu_and_triton_and_else_says_what_lacks() -> None:
+    gpu = replace(CPU, gpus=(NEW,))
+    assert select(replace(gpu, triton="3.6.0")).attention.name == "triton"
+    assert select(gpu).attention.name == "torch" and "not installed" in select(gpu).attention.reason
+    assert select(CPU).attention.name == "torch" and "need a GPU" in select(CPU).attention.reason
+
+
 def test_each_gpu_is_judged_by_its_own_capability() -> None:
     machine = replace(CPU, gpus=(OLD, NEW))
     assert select(machine, "cuda:1").torch_dtype == torch.bfloat16

@@ -6,8 +6,11 @@ import os
 import platform
 import re
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -105,6 +108,23 @@ def inspect_machine() -> Machine:
     )
 
 
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """The dtype in which `device` multiplies matrices fastest."""
+    return DTYPES[_resolved(device.type, "auto")]
+
+
+def autocast(device: torch.device, dtype: str = "auto") -> AbstractContextManager[Any]:
+    """Matrix products in bfloat16 if `dtype` is bf16, or auto and it is fast here; weights stay float32."""
+    if _resolved(device.type, dtype) == "bf16":
+        return torch.autocast(device.type, torch.bfloat16)
+    return nullcontext()
+
+
+@cache
+def _resolved(device: str, dtype: str) -> str:
+    return select(inspect_machine(), device, dtype).dtype.name
+
+
 def _device(machine: Machine, wanted: str) -> Choice:
     there = ["cpu", *(f"cuda:{index}" for index in range(len(machine.gpus)))]
     if wanted == "auto":
@@ -135,7 +155,11 @@ def _dtype(machine: Machine, device: str, wanted: str) -> Choice:
 
 
 def _attention(machine: Machine, device: str) -> Choice:
-    return Choice("torch", "batched matrix products with sums in float32, the path that every device has")
+    if device == "cpu":
+        return Choice("torch", "matrix products with sums in float32; the Triton kernels need a GPU")
+    if machine.triton is None:
+        return Choice("torch", "matrix products with sums in float32; triton is not installed")
+    return Choice("triton", "kernels over the state, once they agree with the definition at first use")
 
 
 def _features() -> frozenset[str]:

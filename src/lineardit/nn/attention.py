@@ -116,7 +116,7 @@ class MultiScaleLinearAttention(nn.Module):
 
     def __init__(self, width: int, head_dim: int, kernels: tuple[int, ...], norm: nn.Module) -> None:
         super().__init__()
-        self.head_dim = head_dim
+        self.head_dim, self.kernels = head_dim, kernels
         self.to_qkv = nn.Linear(width, 3 * width, bias=False)
         self.scales = nn.ModuleList(_Scale(3 * width, head_dim, kernel) for kernel in kernels)
         self.to_out = nn.Linear(width * (1 + len(kernels)), width, bias=False)
@@ -124,14 +124,25 @@ class MultiScaleLinearAttention(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """The branch's output, normalised; the caller adds it to `x`."""
-        height = x.shape[-2]
+        query, key, value = (part.flatten(3).transpose(-1, -2) for part in self.heads(x))
+        return self.joined(linear_attention(query, key, value).transpose(-1, -2), x.shape[-2])
+
+    @property
+    def reach(self) -> int:
+        """How many rows above and below a pixel its query, key and value depend on."""
+        return max((kernel // 2 for kernel in self.kernels), default=0)
+
+    def heads(self, x: Float[Tensor, "b c h w"]) -> tuple[Float[Tensor, "b heads d h w"], ...]:
+        """Query, key and value of every pixel at every scale."""
         qkv = self.to_qkv(x.movedim(1, -1)).movedim(-1, 1)
         scales = torch.cat([qkv, *(scale(qkv) for scale in self.scales)], dim=1)
-        query, key, value = rearrange(
-            scales, "b (heads three d) h w -> three b heads (h w) d", three=3, d=self.head_dim
-        ).unbind()
-        mixed = rearrange(linear_attention(query, key, value), "b heads (h w) d -> b h w (heads d)", h=height)
-        out: Tensor = self.norm(self.to_out(mixed).movedim(-1, 1))
+        parts = rearrange(scales, "b (heads three d) h w -> three b heads d h w", three=3, d=self.head_dim)
+        return tuple(parts.unbind())
+
+    def joined(self, mixed: Float[Tensor, "b heads d n"], height: int) -> Float[Tensor, "b c h w"]:
+        """What the heads found, n = h w pixels, as the branch's output."""
+        pixels = rearrange(mixed, "b heads d (h w) -> b h w (heads d)", h=height)
+        out: Tensor = self.norm(self.to_out(pixels).movedim(-1, 1))
         return out
 
 

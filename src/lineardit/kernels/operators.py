@@ -1,0 +1,160 @@
+"""Linear attention as registered operators of torch: differentiable, and no break for torch.compile.
+
+Two operators, because the state between them is a value that adds up: tokens may come in chunks, from tiles
+or from other machines, and gradients flow through all of them.
+"""
+
+import logging
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lineardit.kernels.reference import quadratic_linear_attention
+
+HAS_TRITON = find_spec("triton") is not None
+LARGEST_HEAD = 128
+"""Channels of a head whose (d, e) state a program of the kernels can hold."""
+CHECKED_TO = 1e-3
+"""How far a kernel may be from the definition, relative to the largest number: TF32 rounds at 5e-4."""
+
+_log = logging.getLogger(__name__)
+
+
+@torch.library.custom_op("lineardit::linear_attention_state", mutates_args=())
+def linear_attention_state(
+    key: Tensor, value: Tensor, mask: Tensor | None, feature_map: str
+) -> tuple[Tensor, Tensor]:
+    """memory (b heads d e) = phi(key)^T value and mass (b heads d) = sum phi(key), float32, by Triton."""
+    return _kernels().state(key, value, mask, feature_map)
+
+
+@torch.library.custom_op("lineardit::linear_attention_state_backward", mutates_args=())
+def linear_attention_state_backward(
+    key: Tensor, value: Tensor, mask: Tensor | None, memory: Tensor, mass: Tensor, feature_map: str
+) -> tuple[Tensor, Tensor]:
+    """Gradients of key and value, given those of memory and mass."""
+    return _kernels().state_backward(key, value, mask, memory, mass, feature_map)
+
+
+@torch.library.custom_op("lineardit::linear_attention_apply", mutates_args=())
+def linear_attention_apply(query: Tensor, memory: Tensor, mass: Tensor, feature_map: str) -> Tensor:
+    """phi(query) memory / (phi(query) . mass + 1e-15), (b heads n e) in the query's dtype, by Triton."""
+    return _kernels().applied(query, memory, mass, feature_map)
+
+
+@torch.library.custom_op("lineardit::linear_attention_apply_backward", mutates_args=())
+def linear_attention_apply_backward(
+    query: Tensor, memory: Tensor, mass: Tensor, grad: Tensor, feature_map: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, memory and mass, given that of the result."""
+    return _kernels().applied_backward(query, memory, mass, grad, feature_map)
+
+
+def runs_triton(query: Tensor, value_size: int) -> bool:
+    """Whether `auto` takes the kernels for such queries: on a GPU where they agree with the definition."""
+    if not (query.is_cuda and HAS_TRITON):
+        return False
+    if query.dtype == torch.float64 or max(query.shape[-1], value_size) > LARGEST_HEAD:
+        return False
+    # While torch.compile traces nothing can be run, so there the kernels are taken at their word.
+    return torch.compiler.is_compiling() or refusal(query.device) is None
+
+
+@cache
+def refusal(device: torch.device) -> str | None:
+    """Why the kernels must not be used on `device`, or None: they agree with the definition, checked once."""
+    if not HAS_TRITON:
+        return "triton is not installed"
+    try:
+        apart = disagreement(device)
+    except Exception as error:  # a compiler that is missing or broken fails in many ways
+        reason = f"the Triton kernels do not run here: {(str(error) or repr(error)).splitlines()[0]}"
+    else:
+        if apart <= CHECKED_TO:
+            return None
+        reason = f"the Triton kernels are {apart:.1e} from the definition"
+    _log.warning("%s; linear attention runs on torch instead", reason)
+    return reason
+
+
+def disagreement(device: torch.device) -> float:
+    """The largest error of the kernels' output and gradients, each over the definition's largest number."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((2, 3, 70, 20), (2, 3, 150, 20), (2, 3, 150, 24))
+    inputs = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    mask = torch.rand((2, 150), generator=generator) > 0.3
+    exact = [each.clone().requires_grad_() for each in inputs]
+    wanted = quadratic_linear_attention(exact[0], exact[1], exact[2], mask=mask)
+    direction = torch.randn(wanted.shape, generator=generator, dtype=torch.float64)
+    given = [each.to(device, torch.float32).requires_grad_() for each in inputs]
+    state = linear_attention_state(given[1], given[2], mask.to(device), "relu")
+    found = linear_attention_apply(given[0], *state, "relu")
+    pairs = zip(
+        [found, *torch.autograd.grad(found, given, direction.to(found))],
+        [wanted, *torch.autograd.grad(wanted, exact, direction)],
+        strict=True,
+    )
+    errors = [
+        (one.detach().cpu().double() - two.detach()).abs().max() / two.abs().max() for one, two in pairs
+    ]
+    return float(torch.stack(errors).max().detach())
+
+
+def _kernels() -> Any:
+    from lineardit.kernels import triton_attention
+
+    return triton_attention
+
+
+@linear_attention_state.register_fake
+def _(key: Tensor, value: Tensor, mask: Tensor | None, feature_map: str) -> tuple[Tensor, Tensor]:
+    shape = (*key.shape[:2], key.shape[-1])
+    wide = torch.float32
+    return key.new_empty((*shape, value.shape[-1]), dtype=wide), key.new_empty(shape, dtype=wide)
+
+
+@linear_attention_state_backward.register_fake
+def _(
+    key: Tensor, value: Tensor, mask: Tensor | None, memory: Tensor, mass: Tensor, feature_map: str
+) -> tuple[Tensor, Tensor]:
+    return key.new_empty(key.shape), value.new_empty(value.shape)
+
+
+@linear_attention_apply.register_fake
+def _(query: Tensor, memory: Tensor, mass: Tensor, feature_map: str) -> Tensor:
+    return query.new_empty((*query.shape[:-1], memory.shape[-1]))
+
+
+@linear_attention_apply_backward.register_fake
+def _(
+    query: Tensor, memory: Tensor, mass: Tensor, grad: Tensor, feature_map: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    return query.new_empty(query.shape), memory.new_empty(memory.shape), mass.new_empty(mass.shape)
+
+
+def _keep_state(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    key, value, mask, ctx.feature_map = inputs
+    ctx.save_for_backward(key, value, mask)
+
+
+def _state_gradients(ctx: Any, memory: Tensor, mass: Tensor) -> tuple[Tensor | None, ...]:
+    key, value, mask = ctx.saved_tensors
+    by_key, by_value = linear_attention_state_backward(key, value, mask, memory, mass, ctx.feature_map)
+    return by_key, by_value, None, None
+
+
+def _keep_apply(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    *tensors, ctx.feature_map = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _apply_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    query, memory, mass = ctx.saved_tensors
+    return (*linear_attention_apply_backward(query, memory, mass, grad, ctx.feature_map), None)
+
+
+linear_attention_state.register_autograd(_state_gradients, setup_context=_keep_state)
+linear_attention_apply.register_autograd(_apply_gradients, setup_context=_keep_apply)

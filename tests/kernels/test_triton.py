@@ -1,0 +1,203 @@
+"""The Triton kernels against the float64 definition: in the interpreter, or on a GPU where there is one."""
+
+import itertools
+import os
+
+import pytest
+import torch
+from torch import Tensor
+
+pytest.importorskip("triton", reason="triton is not installed")
+
+from lineardit.errors import InputError  # noqa: E402
+from lineardit.kernels import operators, triton_attention  # noqa: E402
+from lineardit.kernels.linear_attention import linear_attention, linear_attention_state  # noqa: E402
+from lineardit.kernels.reference import FEATURE_MAPS, quadratic_linear_attention  # noqa: E402
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+pytestmark = pytest.mark.skipif(
+    DEVICE.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1",
+    reason="needs a GPU, or TRITON_INTERPRET=1 before triton is imported",
+)
+# On a GPU float32 products are IEEE; what is left is the order of sums.
+EXACT = {"rtol": 2e-5, "atol": 2e-5}
+
+
+def randn(*shape: int, seed: int) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def inputs(queries: int, keys: int, d: int, e: int) -> list[Tensor]:
+    return [randn(2, 3, queries, d, seed=1), randn(2, 3, keys, d, seed=2), randn(2, 3, keys, e, seed=3)]
+
+
+def on_device(tensors: list[Tensor], dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    return [each.to(DEVICE, dtype).requires_grad_() for each in tensors]
+
+
+@pytest.mark.parametrize("name", FEATURE_MAPS)
+@pytest.mark.parametrize(
+    ("queries", "keys", "d", "e", "masked"),
+    [(1, 1, 1, 1, False), (65, 129, 16, 16, True), (70, 31, 5, 33, True), (130, 200, 32, 20, False)],
+)
+def test_outputs_and_gradients_are_those_of_the_definition(
+    name: str, queries: int, keys: int, d: int, e: int, masked: bool
+) -> None:
+    exact = [each.requires_grad_() for each in inputs(queries, keys, d, e)]
+    mask = torch.arange(2 * keys).reshape(2, keys) % 3 != 0 if masked else None
+    wanted = quadratic_linear_attention(*exact, feature_map_name=name, mask=mask)
+    direction = randn(*wanted.shape, seed=4)
+    given = on_device([each.detach() for each in exact])
+    there = None if mask is None else mask.to(DEVICE)
+    found = linear_attention(*given, feature_map=name, mask=there, kernel="triton")
+    torch.testing.assert_close(found.cpu().double(), wanted, **EXACT)
+    pairs = zip(
+        torch.autograd.grad(found, given, direction.to(found)),
+        torch.autograd.grad(wanted, exact, direction),
+        strict=True,
+    )
+    for one, two in pairs:
+        tolerance = 2e-5 * max(1.0, float(two.abs().max()))
+        torch.testing.assert_close(one.cpu().double(), two, rtol=1e-4, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_rounded_once_at_the_end(dtype: torch.dtype) -> None:
+    given = [each.detach() for each in on_device(inputs(70, 130, 32, 32), dtype)]
+    wanted = quadratic_linear_attention(*(each.double() for each in given))
+    found = linear_attention(*given, kernel="triton")
+    assert found.dtype == dtype
+    apart = (found.double() - wanted).abs() / wanted.abs().max()
+    assert float(apart.max()) < 2 * torch.finfo(dtype).eps
+
+
+def test_tokens_of_any_stride_are_read_where_they_lie() -> None:
+    packed = randn(2, 70, 3, 3, 20, seed=5).to(DEVICE, torch.float32)  # b n three heads d
+    query, key, value = packed.permute(2, 0, 3, 1, 4)
+    assert not key.is_contiguous()
+    found = linear_attention(query, key, value, kernel="triton")
+    wanted = linear_attention(query, key, value, kernel="torch")
+    torch.testing.assert_close(found, wanted, **EXACT)
+
+
+def test_what_lies_beyond_a_tensor_is_never_used() -> None:
+    poisoned = torch.full((3, 2, 3, 80, 24), torch.nan, device=DEVICE)
+    views = [each[:, :, :70, :20] for each in poisoned]
+    for view, values in zip(views, inputs(70, 70, 20, 20), strict=True):
+        view.copy_(values)
+    given = [each.detach().requires_grad_() for each in views]
+    found = linear_attention(*given, kernel="triton")
+    gradients = torch.autograd.grad(found.square().sum(), given)
+    assert found.isfinite().all() and all(each.isfinite().all() for each in gradients)
+
+
+def test_a_row_without_any_key_is_zero_and_so_are_its_gradients() -> None:
+    given = on_device(inputs(5, 7, 8, 8))
+    mask = torch.tensor([[True], [False]], device=DEVICE).expand(2, 7)
+    found = linear_attention(*given, mask=mask.contiguous(), kernel="triton")
+    gradients = torch.autograd.grad(found.sum(), given)
+    assert not found[1].any() and not any(each[1].any() for each in gradients)
+    assert found[0].any()
+
+
+def test_states_of_chunks_add_up_and_gradients_flow_through_them() -> None:
+    query, key, value = on_device(inputs(9, 140, 16, 24))
+    whole = linear_attention(query, key, value, kernel="triton")
+    first = linear_attention_state(key[:, :, :50], value[:, :, :50], kernel="triton")
+    both = linear_attention(query, key[:, :, 50:], value[:, :, 50:], state=first, kernel="triton")
+    torch.testing.assert_close(both, whole, **EXACT)
+    direction = torch.ones_like(whole)
+    for one, two in zip(
+        torch.autograd.grad(both, (query, key, value), direction),
+        torch.autograd.grad(whole, (query, key, value), direction),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "count"), [(1, 1), (1, 64), (1, 65), (6, 1000), (700, 40)])
+def test_every_token_belongs_to_exactly_one_program(rows: int, count: int) -> None:
+    splits, share = triton_attention._split(rows, count, torch.device("cpu"))
+    assert share % triton_attention.BLOCK == 0
+    taken = itertools.chain.from_iterable(
+        range(split * share, min((split + 1) * share, count)) for split in range(splits)
+    )
+    assert list(taken) == list(range(count))
+    assert splits == 1 or (splits - 1) * share < count
+
+
+def test_the_operators_are_registered_as_torch_wants_them() -> None:
+    query, key, value = on_device(inputs(9, 20, 8, 4))
+    mask = torch.ones(2, 20, dtype=torch.bool, device=DEVICE)
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(operators.linear_attention_state, (key, value, mask, "relu"), test_utils=checks)
+    memory, mass = linear_attention_state(key, value, kernel="triton")
+    torch.library.opcheck(
+        operators.linear_attention_apply,
+        (query, memory.detach().requires_grad_(), mass.detach().requires_grad_(), "elu1"),
+        test_utils=checks,
+    )
+
+
+def test_torch_compile_takes_the_operators_whole() -> None:
+    given = on_device(inputs(9, 20, 8, 4))
+
+    def attended(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        state = operators.linear_attention_state(key, value, None, "relu")
+        return 2 * operators.linear_attention_apply(query, *state, "relu")
+
+    compiled = torch.compile(attended, fullgraph=True, backend="aot_eager")
+    found, wanted = compiled(*given), attended(*given)
+    torch.testing.assert_close(found, wanted)
+    for one, two in zip(
+        torch.autograd.grad(found.sum(), given), torch.autograd.grad(wanted.sum(), given), strict=True
+    ):
+        torch.testing.assert_close(one, two)
+
+
+def test_kernels_that_agree_with_the_definition_are_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    operators.refusal.cache_clear()
+    assert operators.refusal(DEVICE) is None
+    assert operators.disagreement(DEVICE) < 1e-5
+    operators.refusal.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (lambda *given: 1.01 * triton_attention.applied(*given), "1.0e-02 from the definition"),
+        (lambda *given: [][0], "do not run here: .*list index out of range"),
+    ],
+)
+def test_kernels_that_are_wrong_or_break_are_refused_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch, fault: object, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    operators.refusal.cache_clear()
+
+    class Broken:
+        state = staticmethod(triton_attention.state)
+        state_backward = staticmethod(triton_attention.state_backward)
+        applied = staticmethod(fault)
+        applied_backward = staticmethod(triton_attention.applied_backward)
+
+    monkeypatch.setattr(operators, "_kernels", lambda: Broken)
+    refused = operators.refusal(DEVICE)
+    assert refused is not None
+    with pytest.raises(AssertionError, match=reason):
+        raise AssertionError(refused)
+    assert "runs on torch instead" in caplog.text
+    operators.refusal.cache_clear()
+
+
+def test_what_the_kernels_do_not_take_is_refused_by_name() -> None:
+    query, key, value = inputs(3, 4, 8, 8)
+    with pytest.raises(InputError, match="not 8 in torch.float64"):
+        linear_attention(query, key, value, kernel="triton")
+    wide = torch.zeros(1, 1, 3, 129)
+    with pytest.raises(InputError, match="up to 128 channels in float32 or less, not 129"):
+        linear_attention(wide, wide, wide, kernel="triton")
+
+
+@pytest.mark.gpu
+def test_a_gpu_takes_the_kernels_by_itself() -> None:
+    assert operators.runs_triton(torch.zeros(1, 1, 4, 8, device="cuda"), 8)
