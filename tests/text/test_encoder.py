@@ -10,7 +10,7 @@ transformers = pytest.importorskip("transformers", reason="the extra [hub] is no
 from tokenizers import Tokenizer, models, pre_tokenizers, processors  # noqa: E402
 
 from lineardit.errors import CheckpointError, MissingExtraError  # noqa: E402
-from lineardit.text.encoder import GemmaEncoder, MiniLMEncoder, T5Encoder  # noqa: E402
+from lineardit.text.encoder import GemmaEncoder, T5Encoder  # noqa: E402
 from lineardit.text.prompt import sana_instruction  # noqa: E402
 
 PROMPTS = ["A cat left of a Dog ", "a cat", ""]
@@ -138,8 +138,8 @@ def test_an_encoder_is_read_from_a_local_folder(tmp_path, gemma, tokenizer):
 
 
 def test_a_folder_without_a_model_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="holds no BertModel with its tokenizer"):
-        MiniLMEncoder.from_folder(tmp_path)
+    with pytest.raises(CheckpointError, match="holds no T5EncoderModel with its tokenizer"):
+        T5Encoder.from_folder(tmp_path)
 
 
 def test_without_transformers_the_error_has_the_line_that_installs_it(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import nn
@@ -39,13 +39,16 @@ class _TransformersEncoder:
         folder: Path,
         tokenizer_folder: Path | None = None,
         *,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | Literal["auto"] = torch.float32,
+        variant: str | None = None,
     ) -> Encoder:
         """Read model and tokenizer from local folders; nothing is fetched and no code of theirs is run.
 
+        A dtype of "auto" is the one the weights are stored in; `variant` (fp16 ...) is a part of their name.
+
         Raises:
             MissingExtraError: transformers is not installed.
-            CheckpointError: a folder does not hold what it should.
+            CheckpointError: a folder does not hold what it should, or not all of it.
         """
         if find_spec("transformers") is None:
             raise MissingExtraError("transformers", "hub", f"the text encoder {cls.model_class}")
@@ -54,14 +57,26 @@ class _TransformersEncoder:
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 tokenizer_folder or folder, local_files_only=True
             )
-            model = getattr(transformers, cls.model_class).from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=dtype
+            model, report = getattr(transformers, cls.model_class).from_pretrained(
+                folder,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=dtype,
+                variant=variant,
+                output_loading_info=True,
             )
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise CheckpointError(
                 f"{folder} holds no {cls.model_class} with its tokenizer: {reason}"
             ) from None
+        # transformers draws at random what it does not find.
+        lacking = [*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])]
+        if lacking:
+            raise CheckpointError(
+                f"{folder} does not fit {cls.model_class}: missing or of another shape are "
+                f"{len(lacking)} tensors, such as {sorted(lacking)[0]}."
+            )
         return cls(model, tokenizer)
 
     @property
@@ -133,10 +148,3 @@ class T5Encoder(_TransformersEncoder):
 
     model_class = "T5EncoderModel"
     default_tokens = 300
-
-
-class MiniLMEncoder(_TransformersEncoder):
-    """A small sentence encoder of the BERT family, token by token."""
-
-    model_class = "BertModel"
-    default_tokens = 128

@@ -1,6 +1,4 @@
-"""The bundled model's text encoder: a small transformer over word pieces, run from its folder alone."""
-
-from collections.abc import Sequence
+"""A small text encoder that is trained here, on the captions of scenes."""
 
 import torch
 from einops import rearrange
@@ -10,39 +8,24 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lineardit.config.models import SceneTextConfig
-from lineardit.errors import ConfigError
-from lineardit.text.embedding import TextEmbedding
-from lineardit.text.prompt import warn_of_cut
+from lineardit.text.offline import OfflineEncoder
 
 EXPANSION = 2
 """Hidden width of the feed-forward over the width."""
 
 
-class SceneTextEncoder(nn.Module):
-    """Word pieces with learned positions, pre-norm softmax attention, a norm at the end.
+class SceneTextEncoder(OfflineEncoder):
+    """Word pieces with learned positions, pre-norm softmax attention, a norm at the end."""
 
-    A prompt's embedding does not depend, to the bit, on the prompts it is encoded with.
-    """
+    config: SceneTextConfig
 
     def __init__(self, config: SceneTextConfig, tokenizer: Tokenizer) -> None:
-        super().__init__()
-        entries = tokenizer.get_vocab_size()
-        if entries > config.vocabulary:
-            raise ConfigError(
-                f"vocabulary={config.vocabulary} is less than the tokenizer's {entries} entries. "
-                f"Use vocabulary={entries}."
-            )
-        self.config, self.tokenizer = config, tokenizer
+        super().__init__(config, tokenizer)
         self.pieces = nn.Embedding(config.vocabulary, config.width)
         self.positions = nn.Parameter(torch.empty(config.max_tokens, config.width))
         self.blocks = nn.ModuleList(_Block(config.width, config.head_dim) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width)
         self._initialise()
-
-    @property
-    def width(self) -> int:
-        """Channels of a token's vector."""
-        return self.config.width
 
     def forward(
         self, tokens: Int[Tensor, "b m"], mask: Bool[Tensor, "b m"] | None = None
@@ -53,35 +36,6 @@ class SceneTextEncoder(nn.Module):
             x = block(x, mask)
         out: Tensor = self.norm(x)
         return out
-
-    def tokens(self, prompts: Sequence[str]) -> list[list[int]]:
-        """The pieces of each prompt, at most `max_tokens`; what is beyond is named in a warning."""
-        budget = self.config.max_tokens
-        found = []
-        for prompt, encoding in zip(prompts, self.tokenizer.encode_batch(list(prompts)), strict=True):
-            if len(encoding.ids) > budget:
-                warn_of_cut(prompt, encoding.offsets[budget - 1][1], budget)
-            found.append(encoding.ids[:budget])
-        return found
-
-    @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> TextEmbedding:
-        """Embeddings padded with zeros to the longest prompt; the empty prompt is one token."""
-        # One at a time: in a batch the sums would be taken in another order for another batch.
-        known = {prompt: self._encode_alone(prompt) for prompt in dict.fromkeys(prompts)}
-        rows = [known[prompt] for prompt in prompts]
-        mask = [torch.ones(len(row), dtype=torch.bool, device=row.device) for row in rows]
-        pad = nn.utils.rnn.pad_sequence
-        return TextEmbedding(pad(rows, batch_first=True), pad(mask, batch_first=True))
-
-    def encode_negative(self, prompts: Sequence[str]) -> TextEmbedding:
-        """The same: this encoder has no instruction."""
-        return self.encode(prompts)
-
-    def _encode_alone(self, prompt: str) -> Float[Tensor, "m c"]:
-        (tokens,) = self.tokens([prompt])
-        row: Tensor = self(torch.tensor([tokens], device=self.positions.device))[0]
-        return row
 
     def _initialise(self) -> None:
         """Weights keep the size of what they are given; parts of the residual stream add up to size 1.
