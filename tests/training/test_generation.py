@@ -1,11 +1,13 @@
 """The pool, its batches, and a whole run of two steps that ends in a model which draws."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from lineardit.autoencoder.model import Autoencoder
 from lineardit.config.models import TransformerConfig
@@ -14,17 +16,23 @@ from lineardit.config.scenes import SceneConfig
 from lineardit.data.emoji_atlas import Atlas
 from lineardit.data.emoji_scenes import EmojiScenes
 from lineardit.errors import CheckpointError, ConfigError, OutputError
-from lineardit.interop.native import describe_model, load_autoencoder
-from lineardit.interop.scene_text import load_scene_text_encoder
+from lineardit.interop.native import (
+    describe_model,
+    load_autoencoder,
+    load_transformer,
+    save_autoencoder,
+)
+from lineardit.interop.text import load_text_encoder, save_text_encoder
 from lineardit.pipeline import Pipeline
-from lineardit.text.scene_encoder import SceneTextEncoder
+from lineardit.text.embedding import TextEmbedding
+from lineardit.text.offline import OfflineEncoder
 from lineardit.training import generation
 from lineardit.training.checkpoint import load_newest
 from lineardit.training.generation import (
-    NO_TOKEN,
+    CaptionPool,
     GenerationTask,
-    PromptedTransformer,
-    fill_pool,
+    pool_captions,
+    pool_latents,
     train_transformer,
 )
 from lineardit.training.loop import step_generator
@@ -71,104 +79,127 @@ def autoencoder(tiny_model: Path) -> Autoencoder:
 
 
 @pytest.fixture
-def text_encoder(tiny_model: Path) -> SceneTextEncoder:
-    return load_scene_text_encoder(tiny_model)
+def text_encoder(tiny_model: Path) -> OfflineEncoder:
+    return load_text_encoder(tiny_model)
+
+
+class Pool(NamedTuple):
+    latents: Tensor
+    captions: CaptionPool
+
+
+Fill = Callable[[TransformerRun], Pool]
 
 
 @pytest.fixture
-def pool(
-    run: TransformerRun, autoencoder: Autoencoder, text_encoder: SceneTextEncoder, tmp_path: Path
-) -> Iterator[dict[str, Tensor]]:
-    yield fill_pool(run, tmp_path / "pool", autoencoder, text_encoder, CPU)
+def fill(autoencoder: Autoencoder, text_encoder: OfflineEncoder, tmp_path: Path) -> Fill:
+    def filled(run: TransformerRun) -> Pool:
+        return Pool(
+            pool_latents(run, tmp_path / "latents", autoencoder),
+            pool_captions(run, tmp_path / "captions", text_encoder),
+        )
+
+    return filled
 
 
-def task(run: TransformerRun, autoencoder: Autoencoder, pool: dict[str, Tensor]) -> GenerationTask:
+@pytest.fixture
+def pool(run: TransformerRun, fill: Fill) -> Pool:
+    return fill(run)
+
+
+def task(run: TransformerRun, pool: Pool) -> GenerationTask:
     torch.manual_seed(0)
-    model = PromptedTransformer(Transformer(run.model), load_scene_text_encoder(run.text_encoder))
-    return GenerationTask(run, model, autoencoder, pool)
+    return GenerationTask(
+        run,
+        Transformer(run.model),
+        load_autoencoder(run.autoencoder),
+        load_text_encoder(run.text_encoder),
+        pool.latents,
+        pool.captions,
+    )
 
 
-def test_the_pool_holds_the_latents_and_words_of_the_scenes(
-    run: TransformerRun, autoencoder: Autoencoder, text_encoder: SceneTextEncoder, pool: dict[str, Tensor]
+def test_the_pool_holds_the_latents_and_captions_of_the_scenes(
+    run: TransformerRun, autoencoder: Autoencoder, text_encoder: OfflineEncoder, pool: Pool
 ) -> None:
     scenes = EmojiScenes(run.scenes, run.train.seed)
     drawn = [scenes.scene(index) for index in range(2 * SHARD)]
     with torch.no_grad():
         expected = autoencoder.encode(scenes.draw(drawn))
-    assert pool["latents"].dtype == torch.bfloat16 and pool["latents"].shape == (24, 4, 8, 8)
-    apart = (pool["latents"].float() - expected).norm() / expected.norm()
+    assert pool.latents.dtype == torch.bfloat16 and pool.latents.shape == (24, 4, 8, 8)
+    apart = (pool.latents.float() - expected).norm() / expected.norm()
     assert float(apart) < 0.03
-    wanted = text_encoder.tokens(scenes.captions(drawn[17], 17, 3))
-    found = [[piece for piece in row.tolist() if piece != NO_TOKEN] for row in pool["tokens"][17]]
-    assert found == wanted
-    longest = int((pool["tokens"] != NO_TOKEN).sum(-1).max())
-    assert pool["tokens"].shape == (24, 3, longest)
+    assert pool.captions.lengths.shape == (24, 3)
+    for number in (0, 11, 17):
+        embeddings, mask = text_encoder.encode(scenes.captions(drawn[number], number, 3))
+        for phrasing in range(3):
+            want = embeddings[phrasing][mask[phrasing]]
+            got = pool.captions.row(number, phrasing)
+            torch.testing.assert_close(got.float(), want, rtol=0.05, atol=0.05)
 
 
-def test_a_pool_is_drawn_once_and_reused(
-    run: TransformerRun,
-    autoencoder: Autoencoder,
-    text_encoder: SceneTextEncoder,
-    pool: dict[str, Tensor],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_a_pool_is_computed_once_and_reused(
+    run: TransformerRun, fill: Fill, pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def drawn_again(*_: object, **__: object) -> Tensor:
-        raise AssertionError("drawn again")
+    def again(*_: object, **__: object) -> Tensor:
+        raise AssertionError("computed again")
 
-    monkeypatch.setattr(EmojiScenes, "draw", drawn_again)
-    again = fill_pool(run, tmp_path / "pool", autoencoder, text_encoder, CPU)
-    assert all(torch.equal(pool[name], again[name]) for name in pool)
-    with pytest.raises(AssertionError, match="drawn again"):
-        larger = run.model_copy(update={"pool": 2 * SHARD + 1})
-        fill_pool(larger, tmp_path / "pool", autoencoder, text_encoder, CPU)
+    monkeypatch.setattr(EmojiScenes, "draw", again)
+    monkeypatch.setattr(generation, "_embedded", again)
+    reused = fill(run)
+    assert torch.equal(pool.latents, reused.latents)
+    assert torch.equal(pool.captions.vectors, reused.captions.vectors)
+    with pytest.raises(AssertionError, match="computed again"):
+        fill(run.model_copy(update={"pool": 2 * SHARD + 1}))
 
 
-@pytest.mark.parametrize("changed", ["scenes", "captions", "autoencoder", "vocabulary"])
+@pytest.mark.parametrize(
+    ("changed", "folder"),
+    [
+        ("scenes", "latents"),
+        ("captions", "captions"),
+        ("autoencoder", "latents"),
+        ("text_encoder", "captions"),
+    ],
+)
 def test_a_pool_of_other_settings_is_refused(
     run: TransformerRun,
     autoencoder: Autoencoder,
-    text_encoder: SceneTextEncoder,
-    pool: dict[str, Tensor],
+    text_encoder: OfflineEncoder,
+    fill: Fill,
+    pool: Pool,
     tmp_path: Path,
     changed: str,
+    folder: str,
 ) -> None:
-    from lineardit.interop.native import save_autoencoder
-    from lineardit.text.word_pieces import build_tokenizer
-
     if changed == "scenes":
         run = run.model_copy(update={"train": run.train.model_copy(update={"seed": 4})})
     elif changed == "captions":
         run = run.model_copy(update={"captions_per_scene": 2})
-    elif changed == "vocabulary":
-        text_encoder = SceneTextEncoder(text_encoder.config, build_tokenizer(["a dog"], 256))
     else:
+        network: Autoencoder | OfflineEncoder = autoencoder if changed == "autoencoder" else text_encoder
         with torch.no_grad():
-            next(autoencoder.parameters()).add_(1)
-        other = save_autoencoder(tmp_path / "other", autoencoder)
-        run = run.model_copy(update={"autoencoder": other})
-    with pytest.raises(OutputError, match=rf"pool was computed from other settings \({changed}\)"):
-        fill_pool(run, tmp_path / "pool", autoencoder, text_encoder, CPU)
+            next(network.parameters()).add_(1)
+        other = tmp_path / "other"
+        if isinstance(network, Autoencoder):
+            save_autoencoder(other, network)
+        else:
+            save_text_encoder(other, network)
+        run = run.model_copy(update={changed: other})
+    with pytest.raises(OutputError, match=rf"{folder} was computed from other settings \({changed}\)"):
+        fill(run)
 
 
-def test_a_damaged_shard_is_named(
-    run: TransformerRun,
-    autoencoder: Autoencoder,
-    text_encoder: SceneTextEncoder,
-    pool: dict[str, Tensor],
-    tmp_path: Path,
-) -> None:
-    path = tmp_path / "pool" / "shard-00001.safetensors"
+def test_a_damaged_shard_is_named(run: TransformerRun, fill: Fill, pool: Pool, tmp_path: Path) -> None:
+    path = tmp_path / "captions" / "shard-00001.safetensors"
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match="shard-00001.safetensors is damaged"):
-        fill_pool(run, tmp_path / "pool", autoencoder, text_encoder, CPU)
+        fill(run)
 
 
-def test_each_epoch_sees_each_scene_once_in_another_order(
-    run: TransformerRun, autoencoder: Autoencoder, pool: dict[str, Tensor]
-) -> None:
+def test_each_epoch_sees_each_scene_once_in_another_order(run: TransformerRun, pool: Pool) -> None:
     numbered = torch.arange(24, dtype=torch.bfloat16).view(24, 1, 1, 1).expand(24, 4, 8, 8)
-    job = task(run, autoencoder, {**pool, "latents": numbered})
+    job = task(run, pool._replace(latents=numbered))
     epochs = [
         [
             int(number)
@@ -181,38 +212,57 @@ def test_each_epoch_sees_each_scene_once_in_another_order(
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
 
 
-def test_a_dropped_prompt_is_the_empty_prompt(
-    run: TransformerRun,
-    autoencoder: Autoencoder,
-    text_encoder: SceneTextEncoder,
-    pool: dict[str, Tensor],
+def test_a_batch_pairs_each_scene_with_one_of_its_captions(
+    run: TransformerRun, text_encoder: OfflineEncoder, pool: Pool
 ) -> None:
-    job = task(run, autoencoder, pool)
-    (empty,) = text_encoder.tokens([""])
-    captions = {tuple(row.tolist()) for rows in pool["tokens"] for row in rows}
-    dropped = 0
+    numbered = torch.arange(24, dtype=torch.bfloat16).view(24, 1, 1, 1).expand(24, 4, 8, 8)
+    job = task(run, pool._replace(latents=numbered))
+    (empty,) = text_encoder.encode([""]).embeddings
+    dropped, phrasings = 0, set()
     for step in range(60):
-        for row in job.batch(step, step_generator(3, step))[1].tolist():
-            if tuple(row) not in captions:
-                assert row == empty + [NO_TOKEN] * (len(row) - len(empty))
+        latents, text = job.batch(step, step_generator(3, step))
+        for number, row, there in zip(latents[:, 0, 0, 0].int().tolist(), *text, strict=True):
+            assert not row[~there].any()
+            own = [pool.captions.row(number, phrasing).float() for phrasing in range(3)]
+            same = [phrasing for phrasing in range(3) if torch.equal(own[phrasing], row[there])]
+            if same:
+                phrasings.add(same[0])
+            else:
+                assert torch.equal(row[there], empty)
                 dropped += 1
-    assert 0.2 < dropped / 240 < 0.4
+    assert 0.2 < dropped / 240 < 0.4 and phrasings == {0, 1, 2}
 
 
-def test_padding_is_masked_and_the_loss_is_a_function_of_the_step(
-    run: TransformerRun, autoencoder: Autoencoder, pool: dict[str, Tensor]
-) -> None:
-    job = task(run, autoencoder, pool)
+def test_padding_is_masked_and_the_loss_is_a_function_of_the_step(run: TransformerRun, pool: Pool) -> None:
+    job = task(run, pool)
     # A fresh network says nothing, whatever the prompt.
-    torch.nn.init.normal_(job.model.get_parameter("transformer.to_velocity.weight"))
+    torch.nn.init.normal_(job.model.get_parameter("to_velocity.weight"))
     first = job.losses(5)["loss"]
     torch.manual_seed(9)
     assert torch.equal(job.losses(5)["loss"], first)
     assert not torch.equal(job.losses(6)["loss"], first)
-    pads = torch.full((24, 3, 5), NO_TOKEN, dtype=torch.int16)
-    wider = task(run, autoencoder, {**pool, "tokens": torch.cat([pool["tokens"], pads], dim=-1)})
-    wider.model.load_state_dict(job.model.state_dict())
-    torch.testing.assert_close(wider.losses(5)["loss"], first)
+    batch = job.batch
+
+    def with_rubbish(step: int, generator: torch.Generator) -> tuple[Tensor, TextEmbedding]:
+        latents, text = batch(step, generator)
+        more = torch.full_like(text.embeddings[:, :3], 7.0)
+        embeddings = torch.cat([text.embeddings, more], dim=1)
+        return latents, TextEmbedding(embeddings, functional.pad(text.mask, (0, 3)))
+
+    job.batch = with_rubbish  # type: ignore[method-assign]
+    torch.testing.assert_close(job.losses(5)["loss"], first)
+
+
+def test_the_prompt_reaches_the_loss(run: TransformerRun, pool: Pool) -> None:
+    job = task(run, pool)
+    torch.nn.init.normal_(job.model.get_parameter("to_velocity.weight"))
+    others = CaptionPool(pool.captions.vectors.flip(0), pool.captions.lengths)
+    assert not torch.equal(job.losses(5)["loss"], task_like(job, others).losses(5)["loss"])
+
+
+def task_like(job: GenerationTask, captions: CaptionPool) -> GenerationTask:
+    assert isinstance(job.model, Transformer)
+    return GenerationTask(job.run, job.model, job.autoencoder, job.text_encoder, job.latents, captions)
 
 
 def test_two_steps_give_a_folder_that_draws(run: TransformerRun, tmp_path: Path) -> None:
@@ -229,20 +279,32 @@ def test_two_steps_give_a_folder_that_draws(run: TransformerRun, tmp_path: Path)
     found = load_newest(tmp_path / "run")
     assert found is not None
     for name, value in pipe.transformer.state_dict().items():
-        torch.testing.assert_close(value, found.tensors["ema"][f"transformer.{name}"], rtol=2**-8, atol=0)
-    for name, value in pipe.text_encoder.state_dict().items():  # type: ignore[attr-defined]
-        torch.testing.assert_close(value, found.tensors["ema"][f"text_encoder.{name}"], rtol=2**-8, atol=0)
+        torch.testing.assert_close(value, found.tensors["ema"][name], rtol=2**-10, atol=1e-7)
 
 
-def test_both_networks_are_trained_and_the_autoencoder_is_not(run: TransformerRun, tmp_path: Path) -> None:
+def test_a_run_starts_from_the_transformer_of_a_folder(run: TransformerRun, tmp_path: Path) -> None:
+    still = {"steps": 1, "learning_rate": 1e-9, "ema_half_life": 0.01}
+    first = train_transformer(run, tmp_path / "first", resume=False, device=CPU)
+    further = run.model_copy(update={"start": first, "train": run.train.model_copy(update=still)})
+    second = train_transformer(further, tmp_path / "second", resume=False, device=CPU)
+    ours, theirs = (load_transformer(folder).state_dict() for folder in (first, second))
+    for name, value in ours.items():
+        torch.testing.assert_close(theirs[name], value, rtol=2**-9, atol=1e-6)
+    wider = further.model_copy(update={"model": run.model.model_copy(update={"depth": 2})})
+    with pytest.raises(CheckpointError, match="does not fit Transformer"):
+        train_transformer(wider, tmp_path / "third", resume=False, device=CPU)
+
+
+def test_only_the_transformer_is_trained(run: TransformerRun, tmp_path: Path) -> None:
     fast = {"ema_half_life": 0.01, "steps": 3, "learning_rate": 0.1}
     run = run.model_copy(update={"train": run.train.model_copy(update=fast)})
     pipe = Pipeline.from_pretrained(train_transformer(run, tmp_path, resume=False, device=CPU))
-    before = load_scene_text_encoder(run.text_encoder).state_dict()
-    after = pipe.text_encoder.state_dict()  # type: ignore[attr-defined]
-    assert not torch.allclose(before["blocks.0.to_qkv.weight"], after["blocks.0.to_qkv.weight"], rtol=2**-7)
+    assert pipe.transformer.blocks[0].get_parameter("offset").abs().max() > 0.1
+    text = load_text_encoder(run.text_encoder).state_dict()
+    for name, value in pipe.text_encoder.state_dict().items():  # type: ignore[attr-defined]
+        torch.testing.assert_close(text[name], value, rtol=2**-10, atol=1e-7)
     for name, value in load_autoencoder(run.autoencoder).state_dict().items():
-        torch.testing.assert_close(pipe.autoencoder.state_dict()[name], value, rtol=2**-8, atol=0)
+        torch.testing.assert_close(pipe.autoencoder.state_dict()[name], value, rtol=2**-10, atol=1e-7)
 
 
 @pytest.mark.parametrize(

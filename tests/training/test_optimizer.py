@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.optim import AdamW, Muon
+from torch.optim import AdamW
 
 from lineardit.config.runs import LoopConfig
+from lineardit.training.muon import Muon
 from lineardit.training.optimizer import build_optimizers, learning_rate_at
 
 

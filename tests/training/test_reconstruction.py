@@ -1,6 +1,4 @@
-"""Scenes in, the same scenes out: batches, windows, and the latents' measured mean and deviation."""
-
-from pathlib import Path
+"""Scenes in, the same scenes out: batches and windows."""
 
 import pytest
 import torch
@@ -12,11 +10,10 @@ from lineardit.config.scenes import SceneConfig
 from lineardit.data.emoji_atlas import Atlas
 from lineardit.data.emoji_scenes import EmojiScenes
 from lineardit.training.loop import step_generator
+from lineardit.training.perceptual import FilterDistance
 from lineardit.training.reconstruction import (
     ReconstructionTask,
     crop_around_objects,
-    latent_statistics,
-    with_statistics,
 )
 
 STAGES = [{"width": 8, "depth": 0}, {"width": 8, "depth": 1}, {"width": 16, "depth": 1}]
@@ -69,6 +66,19 @@ def test_the_loss_is_the_weighted_sum_of_its_definition(scenes: EmojiScenes, mod
     torch.testing.assert_close(losses["psnr"].double(), 10 * torch.log10(4 / mse))
 
 
+def test_the_perceptual_distance_joins_the_loss_with_its_weight(
+    scenes: EmojiScenes, model: Autoencoder
+) -> None:
+    run = RUN.model_copy(update={"loss": ReconstructionConfig(l1=0.0, mse=3.0, perceptual=0.5)})
+    losses = ReconstructionTask(run, scenes, model).losses(1)
+    without = ReconstructionTask(RUN, scenes, model)
+    images = without.batch(1)
+    distance = FilterDistance()(model(images), images).mean()
+    torch.testing.assert_close(losses["perceptual"], distance)
+    torch.testing.assert_close(losses["loss"], 3 * (model(images) - images).square().mean() + 0.5 * distance)
+    assert "perceptual" not in without.losses(1)
+
+
 def test_samples_are_unseen_scenes_above_their_reconstructions(
     scenes: EmojiScenes, model: Autoencoder
 ) -> None:
@@ -112,35 +122,3 @@ def test_windows_move_around_the_object_and_choose_among_objects() -> None:
     windows = crop_around_objects(image.expand(80, 3, 128, 128), [scene] * 80, 64, 16, step_generator(0, 1))
     lefts = {int(window[0, 0, 0]) for window in windows}
     assert len(lefts) >= 3
-
-
-def test_latent_statistics_are_those_of_all_latents(scenes: EmojiScenes, model: Autoencoder) -> None:
-    mean, deviation = latent_statistics(model, scenes, 11, batch_size=4)
-    with torch.no_grad():
-        latents = model.encoder(scenes.draw([scenes.scene(index) for index in range(11)])).double()
-    torch.testing.assert_close(mean, latents.mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(deviation, latents.std((0, 2, 3), correction=0), rtol=1e-5, atol=1e-6)
-
-
-def test_measured_latents_are_normal_and_decode_to_the_same(scenes: EmojiScenes, model: Autoencoder) -> None:
-    scaled = with_statistics(model, *latent_statistics(model, scenes, 12))
-    images = scenes.draw([scenes.scene(index) for index in range(12)])
-    with torch.no_grad():
-        latents = scaled.encode(images)
-        torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(4), rtol=0, atol=1e-4)
-        torch.testing.assert_close(latents.std((0, 2, 3), correction=0), torch.ones(4), rtol=1e-4, atol=0)
-        assert not torch.allclose(latents, model.encode(images), atol=1e-2)
-        torch.testing.assert_close(
-            scaled.decode(latents), model.decode(model.encode(images)), rtol=1e-4, atol=1e-5
-        )
-    assert not scaled.training
-
-
-def test_the_measured_configuration_reads_back(
-    scenes: EmojiScenes, model: Autoencoder, tmp_path: Path
-) -> None:
-    from lineardit.interop.native import load_autoencoder, save_autoencoder
-
-    scaled = with_statistics(model, *latent_statistics(model, scenes, 4))
-    loaded = load_autoencoder(save_autoencoder(tmp_path / "model", scaled))
-    assert torch.equal(loaded.shift, scaled.shift) and torch.equal(loaded.scale, scaled.scale)

@@ -13,7 +13,7 @@ from lineardit.data.backgrounds import BACKGROUND_NAMES, BACKGROUNDS
 from lineardit.data.draws import Draws
 from lineardit.data.emoji_scenes import EmojiScenes
 from lineardit.data.scene import PlacedObject, Scene
-from lineardit.interop.scene_text import load_scene_text_encoder
+from lineardit.interop.text import load_text_encoder
 from lineardit.training import checkpoint, scene_text
 from lineardit.training.scene_text import (
     Answers,
@@ -223,7 +223,7 @@ def test_right_answers_are_counted_right_and_others_wrong(scenes: EmojiScenes) -
 
 def test_training_learns_and_leaves_an_encoder_that_can_be_read(tmp_path: Path) -> None:
     folder = train_scene_text(RUN, tmp_path / "run", resume=False)
-    encoder = load_scene_text_encoder(folder)
+    encoder = load_text_encoder(folder)
     assert encoder.config == RUN.model
     saved = checkpoint.load_newest(tmp_path / "run")
     assert saved is not None

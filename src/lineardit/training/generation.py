@@ -1,13 +1,12 @@
-"""Training a transformer, and the text encoder with it, on scenes that were drawn and encoded once."""
+"""Training a transformer on scenes and captions that were drawn and encoded once."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from lineardit.autoencoder.model import Autoencoder
 from lineardit.config.runs import TransformerRun
@@ -20,35 +19,38 @@ from lineardit.diffusion.randomness import seeded_noise
 from lineardit.diffusion.samplers import euler
 from lineardit.diffusion.times import LogitNormal, flow_times
 from lineardit.errors import ConfigError
-from lineardit.interop.native import Component, describe_model, load_autoencoder, save_model
-from lineardit.interop.scene_text import load_scene_text_encoder, scene_text_component
-from lineardit.text.scene_encoder import SceneTextEncoder
+from lineardit.interop.native import (
+    Component,
+    describe_model,
+    load_autoencoder,
+    load_strict,
+    load_transformer,
+    save_model,
+)
+from lineardit.interop.text import load_text_encoder, text_component, text_fingerprint
+from lineardit.kernels.select import autocast
+from lineardit.text.embedding import TextEmbedding
+from lineardit.text.offline import OfflineEncoder
 from lineardit.training.loop import step_generator, train
 from lineardit.transformer.model import Transformer
 
 SHARD = 1024
 """Scenes per shard of the pool."""
 ENCODED_AT_ONCE = 64
-NO_TOKEN = -1
 
 
-class PromptedTransformer(nn.Module):
-    """The transformer and the text encoder whose words it follows; both are trained, averaged and saved."""
+class CaptionPool:
+    """The text encoder's vectors of every caption, one after the other, and where each caption starts."""
 
-    def __init__(self, transformer: Transformer, text_encoder: SceneTextEncoder) -> None:
-        super().__init__()
-        self.transformer, self.text_encoder = transformer, text_encoder
+    def __init__(self, vectors: Float[Tensor, "total c"], lengths: Int[Tensor, "scenes phrasings"]) -> None:
+        self.vectors, self.lengths = vectors, lengths
+        ends = lengths.flatten().long().cumsum(0)
+        self._starts = (ends - lengths.flatten()).reshape(lengths.shape)
 
-    def forward(
-        self,
-        latents: Float[Tensor, "b c h w"],
-        times: Float[Tensor, " b"],
-        tokens: Int[Tensor, "b m"],
-        mask: Bool[Tensor, "b m"],
-    ) -> Float[Tensor, "b c h w"]:
-        """The velocity, given the captions' word pieces."""
-        velocity: Tensor = self.transformer(latents, times, self.text_encoder(tokens, mask), mask)
-        return velocity
+    def row(self, scene: int, phrasing: int) -> Float[Tensor, "m c"]:
+        """The vectors of one caption."""
+        start = int(self._starts[scene, phrasing])
+        return self.vectors[start : start + int(self.lengths[scene, phrasing])]
 
 
 class GenerationTask:
@@ -57,61 +59,59 @@ class GenerationTask:
     def __init__(
         self,
         run: TransformerRun,
-        model: PromptedTransformer,
+        model: Transformer,
         autoencoder: Autoencoder,
-        pool: Mapping[str, Tensor],
+        text_encoder: OfflineEncoder,
+        latents: Float[Tensor, "scenes c h w"],
+        captions: CaptionPool,
     ) -> None:
-        self.run, self.autoencoder, self.pool = run, autoencoder, pool
+        self.run, self.autoencoder, self.text_encoder = run, autoencoder, text_encoder
+        self.latents, self.captions = latents, captions
         self.model: nn.Module = model
         self._velocity = torch.compile(model) if run.train.compile else model
         times = run.times
         self._objective = FlowMatching(LogitNormal(times.mean, times.std), times.shift)
-        (self._empty,) = model.text_encoder.tokens([""])
+        self._empty = text_encoder.encode([""]).embeddings[0].cpu()
 
     def losses(self, step: int) -> Mapping[str, Tensor]:
         """The flow-matching loss of one batch."""
         generator = step_generator(self.run.train.seed, step)
-        latents, tokens = self.batch(step, generator)
-        mask = tokens != NO_TOKEN
+        latents, text = self.batch(step, generator)
         device = next(self.model.parameters()).device
-        tokens, mask = tokens.clamp_min(0).to(device), mask.to(device)
+        embeddings, mask = text.embeddings.to(device), text.mask.to(device)
 
         def velocity(x: Tensor, times: Tensor) -> Tensor:
-            out: Tensor = self._velocity(x, times, tokens, mask)
+            out: Tensor = self._velocity(x, times, embeddings, mask)
             return out
 
         return {"loss": self._objective.loss(velocity, latents.float().to(device), generator).mean()}
 
-    def batch(
-        self, step: int, generator: torch.Generator
-    ) -> tuple[Float[Tensor, "b c h w"], Int[Tensor, "b m"]]:
-        """Latents and word pieces of step `step`; some captions are dropped for guidance."""
+    def batch(self, step: int, generator: torch.Generator) -> tuple[Float[Tensor, "b c h w"], TextEmbedding]:
+        """Latents and captions of step `step`; some captions are dropped for guidance."""
         count, seed = self.run.train.batch_size, self.run.train.seed
-        per_epoch = len(self.pool["latents"]) // count
-        order = torch.randperm(
-            len(self.pool["latents"]), generator=step_generator(seed, step // per_epoch, "order")
-        )
+        per_epoch = len(self.latents) // count
+        order = torch.randperm(len(self.latents), generator=step_generator(seed, step // per_epoch, "order"))
         chosen = order[step % per_epoch * count :][:count]
-        phrasing = torch.randint(self.pool["tokens"].shape[1], (count,), generator=generator)
-        tokens = self.pool["tokens"][chosen, phrasing].long()
+        phrasing = torch.randint(self.captions.lengths.shape[1], (count,), generator=generator)
         dropped = prompt_dropout(count, self.run.prompt_dropout, generator)
-        empty = torch.full_like(tokens[0], NO_TOKEN)
-        empty[: len(self._empty)] = torch.tensor(self._empty)
-        tokens = torch.where(dropped[:, None], empty, tokens)
-        longest = int((tokens != NO_TOKEN).sum(-1).max())
-        return self.pool["latents"][chosen], tokens[:, :longest]
+        rows = [
+            self._empty if empty else self.captions.row(scene, which)
+            for scene, which, empty in zip(chosen.tolist(), phrasing.tolist(), dropped.tolist(), strict=True)
+        ]
+        mask = [torch.ones(len(row), dtype=torch.bool) for row in rows]
+        embeddings = pad_sequence([row.float() for row in rows], batch_first=True)
+        return self.latents[chosen], TextEmbedding(embeddings, pad_sequence(mask, batch_first=True))
 
     @torch.no_grad()
     def sample(self, model: nn.Module, step: int) -> Float[Tensor, "b 3 H W"]:
         """The recipe's prompts, always from the same noise."""
-        assert isinstance(model, PromptedTransformer)
         sample = self.run.sample
         prompts = list(sample.prompts)
-        text, mask = model.text_encoder.encode([""] * len(prompts) + prompts)
-        noise = seeded_noise(self.pool["latents"].shape[1:], range(len(prompts)), text.device)
+        text, mask = self.text_encoder.encode([""] * len(prompts) + prompts)
+        noise = seeded_noise(self.latents.shape[1:], range(len(prompts)), text.device)
 
         def pair(x: Tensor, times: Tensor) -> Tensor:
-            velocity: Tensor = model.transformer(x.float(), times.float(), text, mask)
+            velocity: Tensor = model(x.float(), times.float(), text, mask)
             return velocity
 
         velocity = guided(pair, sample.guidance_scale)
@@ -126,25 +126,35 @@ def train_transformer(run: TransformerRun, folder: Path, *, resume: bool, device
 
     Raises:
         ConfigError: the transformer does not fit the autoencoder or the text encoder, or a batch the pool.
+        CheckpointError: the transformer to start from has another shape.
     """
     autoencoder = load_autoencoder(run.autoencoder).to(device).eval().requires_grad_(False)
-    text_encoder = load_scene_text_encoder(run.text_encoder).to(device).train().requires_grad_(True)
+    text_encoder = load_text_encoder(run.text_encoder).to(device)
     _check_fit(run, autoencoder, text_encoder)
     torch.manual_seed(int(torch.randint(2**31, (), generator=step_generator(run.train.seed, 0, "weights"))))
-    model = PromptedTransformer(Transformer(run.model).to(device), text_encoder)
-    pool = fill_pool(run, folder / "pool", autoencoder, text_encoder, device)
-    outcome = train(GenerationTask(run, model, autoencoder, pool), run.train, folder, resume=resume)
-    assert isinstance(outcome.average, PromptedTransformer)
-    return save_prompted(folder / "model", outcome.average, autoencoder, run, outcome.step)
+    model = Transformer(run.model).to(device)
+    if run.start is not None:
+        load_strict(model, load_transformer(run.start).state_dict(), run.start)
+    latents = pool_latents(run, folder / "pool" / "latents", autoencoder)
+    captions = pool_captions(run, folder / "pool" / "captions", text_encoder)
+    task = GenerationTask(run, model, autoencoder, text_encoder, latents, captions)
+    outcome = train(task, run.train, folder, resume=resume)
+    assert isinstance(outcome.average, Transformer)
+    return save_whole(folder / "model", outcome.average, autoencoder, text_encoder, run, outcome.step)
 
 
-def save_prompted(
-    folder: Path, model: PromptedTransformer, autoencoder: Autoencoder, run: TransformerRun, step: int
+def save_whole(
+    folder: Path,
+    transformer: Transformer,
+    autoencoder: Autoencoder,
+    text_encoder: OfflineEncoder,
+    run: TransformerRun,
+    step: int,
 ) -> Path:
     """Write transformer, text encoder and autoencoder as one model folder that `Pipeline` reads."""
-    text, files = scene_text_component(model.text_encoder)
+    text, files = text_component(text_encoder)
     components = {
-        "transformer": Component("Transformer", run.model, model.transformer.state_dict()),
+        "transformer": Component("Transformer", run.model, transformer.state_dict()),
         "autoencoder": Component("Autoencoder", autoencoder.config, autoencoder.state_dict()),
         "text_encoder": text,
     }
@@ -158,22 +168,11 @@ def save_prompted(
         "steps_trained": step,
         "recipe": run.model_dump(mode="json", include={"scenes", "times", "prompt_dropout", "pool", "train"}),
     }
-    save_model(folder, components, about=about, extra_files=files, dtype="bf16")
+    save_model(folder, components, about=about, extra_files=files, dtype="fp16")
     return folder
 
 
-def pool_key(run: TransformerRun, text_encoder: SceneTextEncoder) -> dict[str, Any]:
-    """All that a pool is computed from: other scenes, weights or words need another pool."""
-    return {
-        "scenes": EmojiScenes(run.scenes, run.train.seed).description(),
-        "captions": run.captions_per_scene,
-        "autoencoder": describe_model(run.autoencoder)[0]["autoencoder"].written.sha256,
-        "vocabulary": hashlib.sha256(text_encoder.tokenizer.to_str().encode()).hexdigest(),
-        "max_tokens": text_encoder.config.max_tokens,
-    }
-
-
-def _check_fit(run: TransformerRun, autoencoder: Autoencoder, text_encoder: SceneTextEncoder) -> None:
+def _check_fit(run: TransformerRun, autoencoder: Autoencoder, text_encoder: OfflineEncoder) -> None:
     channels, pooled = autoencoder.config.latent_channels, -(-run.pool // SHARD) * SHARD
     if run.model.latent_channels != channels:
         raise ConfigError(
@@ -192,45 +191,74 @@ def _check_fit(run: TransformerRun, autoencoder: Autoencoder, text_encoder: Scen
         )
 
 
-def fill_pool(
-    run: TransformerRun,
-    folder: Path,
-    autoencoder: Autoencoder,
-    text_encoder: SceneTextEncoder,
-    device: torch.device,
-) -> dict[str, Tensor]:
-    """Latents (bfloat16) and word pieces of `run.pool` training scenes, computed once and kept in shards."""
+def pool_latents(run: TransformerRun, folder: Path, autoencoder: Autoencoder) -> Float[Tensor, "n c h w"]:
+    """Latents (bfloat16) of `run.pool` training scenes, computed once and kept in shards below `folder`."""
     scenes = EmojiScenes(run.scenes, run.train.seed)
-    cache = ShardCache(folder, pool_key(run, text_encoder))
+    written = describe_model(run.autoencoder)[0]["autoencoder"].written
+    cache = ShardCache(folder, {"scenes": scenes.description(), "autoencoder": written.sha256})
 
     def shard(index: int) -> dict[str, Tensor]:
-        indices = range(index * SHARD, (index + 1) * SHARD)
-        drawn = [scenes.scene(i) for i in indices]
-        latents = [
-            _encode(autoencoder, scenes, drawn[start : start + ENCODED_AT_ONCE], device)
-            for start in range(0, SHARD, ENCODED_AT_ONCE)
-        ]
+        drawn = [scenes.scene(number) for number in _numbers(index)]
+        parts = [drawn[start : start + ENCODED_AT_ONCE] for start in range(0, SHARD, ENCODED_AT_ONCE)]
+        return {"latents": torch.cat([_latents(autoencoder, scenes, part) for part in parts])}
+
+    cache.fill(_shards(run), shard)
+    return cache.load(_shards(run))["latents"]
+
+
+def pool_captions(run: TransformerRun, folder: Path, text_encoder: OfflineEncoder) -> CaptionPool:
+    """Embeddings (bfloat16) of the captions of the same scenes, computed once and kept as the latents are."""
+    scenes = EmojiScenes(run.scenes, run.train.seed)
+    key = {
+        "scenes": scenes.description(),
+        "captions": run.captions_per_scene,
+        "text_encoder": text_fingerprint(run.text_encoder),
+    }
+    cache = ShardCache(folder, key)
+
+    def shard(index: int) -> dict[str, Tensor]:
         captions = [
             caption
-            for i, scene in zip(indices, drawn, strict=True)
-            for caption in scenes.captions(scene, i, run.captions_per_scene)
+            for number in _numbers(index)
+            for caption in scenes.captions(scenes.scene(number), number, run.captions_per_scene)
         ]
-        tokens = torch.full((len(captions), text_encoder.config.max_tokens), NO_TOKEN, dtype=torch.int16)
-        for row, pieces in zip(tokens, text_encoder.tokens(captions), strict=True):
-            row[: len(pieces)] = torch.tensor(pieces, dtype=torch.int16)
-        return {"latents": torch.cat(latents), "tokens": tokens.reshape(SHARD, run.captions_per_scene, -1)}
+        rows = _embedded(text_encoder, captions)
+        lengths = torch.tensor([len(row) for row in rows], dtype=torch.int16)
+        return {"vectors": torch.cat(rows), "lengths": lengths.reshape(SHARD, -1)}
 
-    shards = -(-run.pool // SHARD)
-    cache.fill(shards, shard)
-    pool = cache.load(shards)
-    longest = int((pool["tokens"] != NO_TOKEN).sum(-1).max())
-    return {"latents": pool["latents"], "tokens": pool["tokens"][..., :longest]}
+    cache.fill(_shards(run), shard)
+    return CaptionPool(**cache.load(_shards(run)))
+
+
+def _shards(run: TransformerRun) -> int:
+    return -(-run.pool // SHARD)
+
+
+def _numbers(shard: int) -> range:
+    return range(shard * SHARD, (shard + 1) * SHARD)
 
 
 @torch.no_grad()
-def _encode(
-    autoencoder: Autoencoder, scenes: EmojiScenes, drawn: list[Scene], device: torch.device
-) -> Tensor:
+def _latents(autoencoder: Autoencoder, scenes: EmojiScenes, drawn: list[Scene]) -> Tensor:
+    device = next(autoencoder.parameters()).device
     images = scenes.draw(drawn, device=device).contiguous(memory_format=torch.channels_last)
-    with torch.autocast(device.type, torch.bfloat16):
+    with autocast(device):
         return autoencoder.encode(images).bfloat16().cpu()
+
+
+@torch.no_grad()
+def _embedded(text_encoder: OfflineEncoder, captions: list[str]) -> list[Float[Tensor, "m c"]]:
+    """Each caption's vectors; captions of like length are encoded together."""
+    device = next(text_encoder.parameters()).device
+    tokens = [torch.tensor(each, device=device) for each in text_encoder.tokens(captions)]
+    order = sorted(range(len(tokens)), key=lambda place: len(tokens[place]))
+    rows: dict[int, Tensor] = {}
+    for start in range(0, len(order), ENCODED_AT_ONCE):
+        places = order[start : start + ENCODED_AT_ONCE]
+        together = [tokens[place] for place in places]
+        mask = pad_sequence([torch.ones_like(each, dtype=torch.bool) for each in together], batch_first=True)
+        with autocast(device):
+            vectors = text_encoder(pad_sequence(together, batch_first=True), mask)
+        for place, row, there in zip(places, vectors.bfloat16().cpu(), mask.cpu(), strict=True):
+            rows[place] = row[there]
+    return [rows[place] for place in range(len(tokens))]

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from lineardit.config.runs import LoopConfig
 from lineardit.errors import CheckpointError, NotFiniteError, OutputError
+from lineardit.kernels.select import autocast
 from lineardit.training import checkpoint
 from lineardit.training.average import WeightAverage
 from lineardit.training.finite import check_parameters, finite_outputs
@@ -59,10 +60,9 @@ def step_generator(seed: int, step: int, purpose: str = "") -> torch.Generator:
 
 
 def precision(dtype: str, device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast to bfloat16 around the forward pass, or nothing; weights stay float32."""
+    """Autocast around the forward pass where `dtype` says so; weights stay float32."""
     stack = ExitStack()
-    if dtype == "bf16":
-        stack.enter_context(torch.autocast(device.type, torch.bfloat16))
+    stack.enter_context(autocast(device, dtype))
     if (
         device.type == "cpu"
     ):  # for prompts of some 20 tokens the fused backward pass is slower than plain products

@@ -4,9 +4,10 @@ import math
 from collections.abc import Mapping
 
 from torch import nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 
 from lineardit.config.runs import LoopConfig
+from lineardit.training.muon import Muon
 
 
 def build_optimizers(model: nn.Module, config: LoopConfig) -> list[Optimizer]:
@@ -25,12 +26,7 @@ def build_optimizers(model: nn.Module, config: LoopConfig) -> list[Optimizer]:
     adamw = AdamW([group for group in groups if group["params"]], lr=config.learning_rate, betas=config.betas)
     if not matrices:
         return [adamw]
-    muon = Muon(
-        list(matrices.values()),
-        lr=config.learning_rate,
-        weight_decay=config.weight_decay,
-        adjust_lr_fn="match_rms_adamw",
-    )
+    muon = Muon(matrices.values(), config.learning_rate, weight_decay=config.weight_decay)
     return [adamw, muon]
 
 

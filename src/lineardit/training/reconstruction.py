@@ -11,29 +11,38 @@ from lineardit.autoencoder.model import Autoencoder
 from lineardit.config.runs import AutoencoderRun, ReconstructionConfig
 from lineardit.data.emoji_scenes import EmojiScenes, Scene
 from lineardit.training.loop import step_generator
+from lineardit.training.perceptual import perceptual_distance
 
 SHOWN = 8
 
 
 class ReconstructionTask:
-    """loss = l1 mean|x' - x| + mse mean(x' - x)^2 over scenes, or over windows around their objects."""
+    """loss = l1 mean|x' - x| + mse mean(x' - x)^2 + perceptual LPIPS(x', x) over scenes or windows."""
 
     def __init__(self, run: AutoencoderRun, scenes: EmojiScenes, model: Autoencoder) -> None:
         self.run, self.scenes = run, scenes
         self.model: nn.Module = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._reconstruct = torch.compile(model) if run.train.compile else model
+        self._distance = perceptual_distance(run.loss.lpips).to(self._device) if run.loss.perceptual else None
 
     def losses(self, step: int) -> Mapping[str, Tensor]:
         """The weighted loss of one batch and its parts."""
         images = self.batch(step)
-        error = self._reconstruct(images).float() - images
+        reconstructions = self._reconstruct(images).float()
+        error = reconstructions - images
         weights: ReconstructionConfig = self.run.loss
         l1, mse = error.abs().mean(), error.square().mean()
-        return {
+        losses = {
             "loss": weights.l1 * l1 + weights.mse * mse,
             "l1": l1,
             "psnr": 10 * torch.log10(4 / mse.detach()),
         }
+        if self._distance is not None:
+            # The lengths that features are divided by would drown in bfloat16.
+            with torch.autocast(images.device.type, enabled=False):
+                losses["perceptual"] = self._distance(reconstructions, images).mean()
+            losses["loss"] = losses["loss"] + weights.perceptual * losses["perceptual"]
+        return losses
 
     def batch(self, step: int) -> Float[Tensor, "b 3 H W"]:
         """The pictures of step `step`, drawn on the model's device."""
@@ -85,29 +94,3 @@ def _window_start(centre: float, draw: float, crop: int, side: int, stride: int)
     # A window of fewer than 4 strides could end before the centre.
     first = (math.floor((centre - crop) / stride) + 1) * stride
     return min(max(0, first, start), side - crop)
-
-
-@torch.no_grad()
-def latent_statistics(
-    model: Autoencoder, scenes: EmojiScenes, count: int, *, batch_size: int = 64
-) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
-    """Mean and deviation of each channel of the raw latents of `count` scenes, summed in float64."""
-    total = torch.zeros(2, model.config.latent_channels, dtype=torch.float64)
-    seen = 0
-    for start in range(0, count, batch_size):
-        images = scenes.draw([scenes.scene(i) for i in range(start, min(count, start + batch_size))])
-        latents = model.encoder(images.to(next(model.parameters()).device)).double().cpu()
-        total += torch.stack([latents.sum((0, 2, 3)), latents.square().sum((0, 2, 3))])
-        seen += latents.numel() // latents.shape[1]
-    mean = total[0] / seen
-    return mean, (total[1] / seen - mean.square()).clamp_min(1e-12).sqrt()
-
-
-def with_statistics(model: Autoencoder, mean: Tensor, deviation: Tensor) -> Autoencoder:
-    """The same weights under a configuration whose latents have zero mean and unit deviation."""
-    config = model.config.model_copy(
-        update={"latent_shift": tuple(mean.tolist()), "latent_scale": tuple((1 / deviation).tolist())}
-    )
-    scaled = Autoencoder(config).to(next(model.parameters()).device)
-    scaled.load_state_dict(model.state_dict())
-    return scaled.train(model.training)

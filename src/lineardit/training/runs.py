@@ -14,8 +14,9 @@ from lineardit.interop.native import load_autoencoder, save_autoencoder
 from lineardit.kernels.select import inspect_machine, select
 from lineardit.training.detector import DetectionTask, detector_config
 from lineardit.training.generation import train_transformer
+from lineardit.training.latents import latent_statistics, with_statistics
 from lineardit.training.loop import Outcome, step_generator, train
-from lineardit.training.reconstruction import ReconstructionTask, latent_statistics, with_statistics
+from lineardit.training.reconstruction import ReconstructionTask
 from lineardit.training.scene_text import train_scene_text
 
 MEASURED_SCENES = 4096

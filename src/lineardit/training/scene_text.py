@@ -1,4 +1,4 @@
-"""Training the bundled model's text encoder without pictures: it learns what a caption says of a scene.
+"""Training a small text encoder without pictures: it learns what a caption says of a scene.
 
 A reading head asks for every object class how many there are, where and how large, and for the background,
 by one cross-attention over the caption's tokens, as the diffusion transformer will. So what is said of an
@@ -26,7 +26,7 @@ from lineardit.data.emoji_layout import SIZES
 from lineardit.data.emoji_objects import emoji_objects
 from lineardit.data.emoji_scenes import EmojiScenes, Split
 from lineardit.data.scene import Scene
-from lineardit.interop.scene_text import save_scene_text_encoder
+from lineardit.interop.text import save_text_encoder
 from lineardit.nn.attention import CrossAttention
 from lineardit.text.scene_encoder import SceneTextEncoder
 from lineardit.text.word_pieces import build_tokenizer
@@ -204,7 +204,7 @@ def train_scene_text(run: TextRun, folder: Path, *, resume: bool) -> Path:
     for name, score in scores.items():
         _log.warning("%s: %s", name, score)
     about = {"recipe": run.model_dump(mode="json"), "steps": outcome.step, "accuracy": scores}
-    save_scene_text_encoder(folder / "model", outcome.average.encoder, about=about)
+    save_text_encoder(folder / "model", outcome.average.encoder, about=about)
     return folder / "model"
 
 
