@@ -32,8 +32,23 @@ def test_the_parts_are_less_than_the_whole(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["speed"], "unknown measurement 'speed'. Use one of image."),
-        (["image", "--runs", "0"], "runs=0 is not a positive number"),
+        (["speed"], "unknown measurement 'speed'. Use one of image, attention, models."),
+        (["image", "--runs", "0"], "runs=0 is less than 1. Use 5."),
+        (["attention", "--budget", "-1"], "budget=-1.0 is less than 0. Use 10."),
+        (
+            ["attention", "--runs", "3"],
+            "--runs belongs to bench image, not to bench attention. Leave it out.",
+        ),
+        (
+            ["image", "--budget", "3"],
+            "--budget belongs to bench attention and bench models, not to bench image",
+        ),
+        (["attention", "--tokens", "256,many"], "tokens='256,many' is no list of positive whole numbers."),
+        (
+            ["models", "--pixels", "999", "--only", "sdxl-unet"],
+            "pixels=999 is no size of sdxl-unet. Use 1024.",
+        ),
+        (["models", "--only", "dit"], "unknown network 'dit'. Use one of dit-xl/2"),
     ],
 )
 def test_what_cannot_be_measured_gets_one_line(
@@ -45,9 +60,42 @@ def test_what_cannot_be_measured_gets_one_line(
 
 
 def test_a_measured_process_that_fails_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["bench", "image", "--model", str(tmp_path), "--runs", "1"]) == 1
+    assert main(["bench", "image", "--model", str(tmp_path), "--runs", "1"]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "is a folder without a model" in error
+    assert (
+        error.startswith(f"error: {tmp_path} ")
+        and error.count("\n") == 1
+        and "is a folder without a model" in error
+    )
+
+
+def test_attention_is_measured_into_a_table_and_a_plot(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, plot = tmp_path / "table.md", tmp_path / "plot.svg"
+    arguments = ["--tokens", "24,16", "--budget", "5", "--device", "cpu", "--plot", str(plot)]
+    assert main(["bench", "attention", *arguments, "-o", str(table)]) == 0
+    out = capsys.readouterr().out
+    assert table.read_text("utf-8").strip() == out.strip()
+    rows = re.findall(r"^\| (\d+) \| ([a-z, ]+) \| [\d.]+ \| [\d.]+ \|", out, re.MULTILINE)
+    names = ["softmax, written out", "softmax, fused", "linear, einsum", "linear, as shipped"]
+    assert rows == [(tokens, name) for tokens in ("16", "24") for name in names]
+    assert plot.read_text("utf-8").count("<polyline") == 4
+    assert "on cpu, fp32, at most 5 s a measurement" in out and "The article's shape" not in out
+
+
+def test_networks_can_be_counted_without_being_run(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "models", "--only", "dit-xl/2", "--pixels", "256", "--budget", "0"]) == 0
+    out = capsys.readouterr().out
+    assert "| dit-xl/2 | 256 | 256 | 674.8 | 237.2 | 50 | 24.3 | 0.622 |" in out and "counted only" in out
+
+
+def test_a_table_that_cannot_be_written_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--tokens", "16", "--budget", "0", "-o", str(tmp_path / "nowhere" / "table.md")]
+    assert main(["bench", "attention", *arguments]) == 2
+    assert "table.md was not written: No such file or directory." in capsys.readouterr().err
 
 
 def test_the_stamp_says_on_what_was_measured() -> None:

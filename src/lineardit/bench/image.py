@@ -1,21 +1,17 @@
 """Where the time of one picture goes: import, load, text, denoise, decode, each in a fresh process."""
 
-import json
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
 from typing import NamedTuple
 
-from lineardit.errors import LineardiTError
+from lineardit.bench.process import answer_of
 
 WARM_UPS = 1
 """Processes before the measured ones: they fill the file cache."""
 PARTS = ("import", "load", "text", "denoise", "decode", "write")
 
 _CHILD = """
-import json, sys, time
+import time
 start = time.perf_counter()
 marks = {}
 def mark(name):
@@ -23,7 +19,7 @@ def mark(name):
     now = time.perf_counter()
     marks[name] = now - start
     start = time.perf_counter()
-prompt, steps, model, threads, dtype = json.loads(sys.argv[1])
+prompt, steps, model, threads, dtype = arguments
 import torch
 if threads:
     torch.set_num_threads(threads)
@@ -69,20 +65,9 @@ def measure_cold_split(
     rows, wholes = [], []
     for number in range(WARM_UPS + runs):
         begin = time.perf_counter()
-        parts = _run([prompt, steps, model, threads, dtype])
+        parts = answer_of(_CHILD, [prompt, steps, model, threads, dtype])
         if number >= WARM_UPS:
             wholes.append(time.perf_counter() - begin)
             rows.append(parts)
     medians = {part: statistics.median(row[part] for row in rows) for part in PARTS}
     return ColdSplit(medians, statistics.median(wholes))
-
-
-def _run(arguments: Sequence[object]) -> dict[str, float]:
-    done = subprocess.run(
-        [sys.executable, "-c", _CHILD, json.dumps(arguments)], capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        reason = done.stderr.strip().rpartition("\n")[2] or f"exit code {done.returncode}"
-        raise LineardiTError(f"the measured process failed: {reason}")
-    parts: dict[str, float] = json.loads(done.stdout)
-    return parts

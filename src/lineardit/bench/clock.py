@@ -1,0 +1,48 @@
+"""How long a piece of work takes: the median of several calls after a first one."""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from lineardit.bench.memory import peak_memory
+
+LEAST_CALLS, MOST_CALLS = 3, 50
+
+
+class Cost(NamedTuple):
+    """What one call costs."""
+
+    seconds: float
+    """Median."""
+    calls: int
+    """Of which this is the median; 1 where the first call alone took half of the budget."""
+    peak: int | None
+    """Bytes held at most beyond what was held before, in the first call; None where the system is silent."""
+
+
+def measure(work: Callable[[], object], device: torch.device, budget: float) -> Cost:
+    """Time `work`, about `budget` seconds long. The first call warms up and counts its memory."""
+    with peak_memory(device) as peak:
+        first = _seconds(work, device)
+    if first > budget / 2:
+        return Cost(first, 1, peak.bytes)
+    calls = min(MOST_CALLS, max(LEAST_CALLS, int(budget / max(first, 1e-9)) - 1))
+    return Cost(statistics.median(_seconds(work, device) for _ in range(calls)), calls, peak.bytes)
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    _synchronise(device)
+    start = time.perf_counter()
+    result = work()
+    _synchronise(device)
+    taken = time.perf_counter() - start
+    del result
+    return taken
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

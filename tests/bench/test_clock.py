@@ -1,0 +1,53 @@
+"""Times and memory of a piece of work."""
+
+import sys
+import time
+
+import pytest
+import torch
+
+from lineardit.bench import clock
+from lineardit.bench.clock import LEAST_CALLS, MOST_CALLS, measure
+from lineardit.bench.memory import available_memory, peak_memory
+from lineardit.kernels.select import inspect_machine
+
+CPU = torch.device("cpu")
+
+
+def test_the_median_leaves_out_the_first_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([5.0, 1.0, 9.0, 2.0])
+    monkeypatch.setattr(clock, "_seconds", lambda work, device: next(seconds))
+    assert measure(lambda: None, CPU, 12.0)[:2] == (2.0, LEAST_CALLS)
+
+
+def test_a_call_as_long_as_half_of_the_budget_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clock, "_seconds", lambda work, device: 5.0)
+    assert measure(lambda: None, CPU, 9.0)[:2] == (5.0, 1)
+
+
+def test_quick_work_is_called_often_but_not_for_ever() -> None:
+    calls: list[int] = []
+    cost = measure(lambda: calls.append(1), CPU, 1.0)
+    assert cost.calls == MOST_CALLS and len(calls) == MOST_CALLS + 1
+
+
+def test_seconds_are_seconds() -> None:
+    cost = measure(lambda: time.sleep(0.02), CPU, 0.001)
+    assert 0.02 <= cost.seconds < 1.0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells the most memory a process held")
+def test_memory_that_was_given_back_counts() -> None:
+    def work() -> None:
+        torch.ones(16 * 2**20)  # 64 MiB
+
+    with peak_memory(CPU) as peak:
+        work()
+    assert peak.bytes is not None and 60 * 2**20 < peak.bytes < 80 * 2**20
+    with peak_memory(CPU) as after:
+        pass
+    assert after.bytes is not None and after.bytes < 4 * 2**20
+
+
+def test_what_is_available_is_part_of_what_there_is() -> None:
+    assert 0 < available_memory(CPU) <= inspect_machine().memory
