@@ -23,7 +23,12 @@ POINTS = 24
 PATHS = {"linear": DDPMPath.linear(), "scaled_linear": DDPMPath.scaled_linear(), "cosine": DDPMPath.cosine()}
 KINDS = {"epsilon": NoisePrediction, "sample": ImagePrediction, "v_prediction": VelocityPrediction}
 GRIDS = {"leading": leading_times, "trailing": trailing_times}
-BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+BETAS = {
+    "linear": {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear"},
+    "scaled_linear": {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"},
+    "cosine": {"beta_schedule": "squaredcos_cap_v2"},
+}
+"""The options by which diffusers' schedulers follow the same paths."""
 
 
 def starts(dim: int) -> Tensor:
@@ -50,9 +55,12 @@ def last(states):
 @pytest.mark.parametrize("gaussians", [8], ids=["8-D"], indirect=True)
 @pytest.mark.parametrize("spacing", GRIDS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_ddim_is_diffusers_ddim_step_for_step(gaussians, kind: str, spacing: str):
-    prediction = KINDS[kind](PATHS["scaled_linear"])
-    scheduler = DDIMScheduler(prediction_type=kind, timestep_spacing=spacing, clip_sample=False, **BETAS)
+@pytest.mark.parametrize("path", PATHS)
+def test_ddim_is_diffusers_ddim_step_for_step(gaussians, path: str, kind: str, spacing: str):
+    prediction = KINDS[kind](PATHS[path])
+    scheduler = DDIMScheduler(
+        prediction_type=kind, timestep_spacing=spacing, clip_sample=False, **BETAS[path]
+    )
     # Its own product of betas is in float32; with ours the formulas can be compared to rounding.
     scheduler.alphas_cumprod = prediction.path.alpha_bars[:-1]
     scheduler.set_timesteps(20)
@@ -63,16 +71,20 @@ def test_ddim_is_diffusers_ddim_step_for_step(gaussians, kind: str, spacing: str
         time = scheduler.timesteps[state.step - 1]
         stepped = scheduler.step(model(theirs, time.expand(POINTS)), time, theirs)
         theirs = stepped.prev_sample
-        torch.testing.assert_close(state.latents, theirs, rtol=0.0, atol=1e-11)
-        torch.testing.assert_close(state.denoised, stepped.pred_original_sample, rtol=0.0, atol=1e-11)
+        # Trailing times start where the cosine path has alpha = 5e-5, and a noise is divided by that.
+        torch.testing.assert_close(state.latents, theirs, rtol=0.0, atol=1e-10)
+        torch.testing.assert_close(state.denoised, stepped.pred_original_sample, rtol=0.0, atol=1e-10)
 
 
 @pytest.mark.parametrize("gaussians", [8], ids=["8-D"], indirect=True)
 @pytest.mark.parametrize("spacing", GRIDS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_ancestral_sampling_is_diffusers_ddpm_step_for_step(gaussians, kind: str, spacing: str):
-    prediction = KINDS[kind](PATHS["scaled_linear"])
-    scheduler = DDPMScheduler(prediction_type=kind, timestep_spacing=spacing, clip_sample=False, **BETAS)
+@pytest.mark.parametrize("path", PATHS)
+def test_ancestral_sampling_is_diffusers_ddpm_step_for_step(gaussians, path: str, kind: str, spacing: str):
+    prediction = KINDS[kind](PATHS[path])
+    scheduler = DDPMScheduler(
+        prediction_type=kind, timestep_spacing=spacing, clip_sample=False, **BETAS[path]
+    )
     scheduler.alphas_cumprod = prediction.path.alpha_bars[:-1]
     scheduler.set_timesteps(20)
     model, theirs = exact_model(gaussians, prediction), starts(gaussians.means.shape[1])
@@ -89,12 +101,16 @@ def test_ancestral_sampling_is_diffusers_ddpm_step_for_step(gaussians, kind: str
         torch.testing.assert_close(state.latents, theirs, rtol=0.0, atol=1e-9)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 10, 20])
+@pytest.mark.parametrize(
+    # One or two steps from alpha = 0.006, where the linear path starts, magnify float32 beyond 1e-5.
+    ("path", "steps"),
+    [*(("scaled_linear", steps) for steps in (1, 2, 10, 20)), ("linear", 10), ("linear", 20)],
+)
 @pytest.mark.parametrize("kind", KINDS)
-def test_dpm_solver_is_diffusers_step_for_step(gaussians, kind: str, steps: int):
-    prediction = KINDS[kind](PATHS["scaled_linear"])
+def test_dpm_solver_is_diffusers_step_for_step(gaussians, path: str, kind: str, steps: int):
+    prediction = KINDS[kind](PATHS[path])
     scheduler = DPMSolverMultistepScheduler(
-        solver_order=2, prediction_type=kind, final_sigmas_type="zero", **BETAS
+        solver_order=2, prediction_type=kind, final_sigmas_type="zero", **BETAS[path]
     )
     scheduler.set_timesteps(steps)
     model, theirs = exact_model(gaussians, prediction), starts(gaussians.means.shape[1]).float()
@@ -104,6 +120,23 @@ def test_dpm_solver_is_diffusers_step_for_step(gaussians, kind: str, steps: int)
         time = scheduler.timesteps[state.step - 1]
         theirs = scheduler.step(model(theirs, time.expand(POINTS)), time, theirs).prev_sample
         # The scheduler holds betas, sigmas and samples in float32.
+        torch.testing.assert_close(state.latents, theirs, rtol=0.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dpm_solver_is_diffusers_on_the_cosine_path_and_on_uneven_times(gaussians, kind: str):
+    # At time 999 that path has alpha = 5e-5: float32, in which diffusers steps, ends there.
+    times = torch.tensor([940, 880, 800, 660, 560, 400, 300, 160, 60, -1])
+    prediction = KINDS[kind](PATHS["cosine"])
+    scheduler = DPMSolverMultistepScheduler(
+        solver_order=2, prediction_type=kind, final_sigmas_type="zero", **BETAS["cosine"]
+    )
+    scheduler.alphas_cumprod = prediction.path.alpha_bars[:-1]
+    scheduler.set_timesteps(timesteps=times[:-1].tolist())
+    model, theirs = exact_model(gaussians, prediction), starts(gaussians.means.shape[1]).float()
+    for state in discrete_dpm_solver_pp_2m(model, theirs, times, prediction):
+        time = scheduler.timesteps[state.step - 1]
+        theirs = scheduler.step(model(theirs, time.expand(POINTS)), time, theirs).prev_sample
         torch.testing.assert_close(state.latents, theirs, rtol=0.0, atol=1e-5)
 
 

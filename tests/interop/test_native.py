@@ -21,7 +21,6 @@ from lineardit.interop.native import (
     load_autoencoder,
     load_strict,
     load_transformer,
-    read_header,
     read_model,
     read_tensors,
     save_autoencoder,
@@ -29,6 +28,7 @@ from lineardit.interop.native import (
     save_transformer,
     write_tensors,
 )
+from lineardit.interop.stored import read_header
 from lineardit.transformer.model import Transformer
 
 TEXT = SceneTextConfig(vocabulary=101, width=64, depth=2)

@@ -3,21 +3,32 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lineardit.errors import InputError
 
+if TYPE_CHECKING:
+    from lineardit.interop.places import Network, Place
+
 
 def info(
     target: Annotated[
-        Path | None, typer.Argument(help="A PNG picture or a model folder; nothing tells about this machine.")
+        str | None,
+        typer.Argument(
+            help="A PNG picture, or a model: a folder, a file or a hub id; nothing tells about this machine."
+        ),
     ] = None,
     device: Annotated[
         str, typer.Option(help="Tell what this device would use: auto, cpu, cuda, cuda:1 ...")
     ] = ("auto"),
     dtype: Annotated[str, typer.Option(help="auto, bf16, fp32 or fp16.")] = "auto",
+    height: Annotated[
+        int | None,
+        typer.Option(help="Of the pictures that a model's memory is told for.", show_default=False),
+    ] = None,
+    width: Annotated[int | None, typer.Option(help="As height.", show_default=False)] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON for programs instead of a table.")
     ] = False,
@@ -29,16 +40,21 @@ def info(
     """Tell which device, dtype and kernels would be used here, or describe a picture or a model."""
     if target is None:
         facts = machine_facts(device, dtype)
-    elif target.is_dir():
-        facts = model_facts(target, verify)
-    elif target.suffix.lower() == ".png" or target.is_file():
-        facts = picture_facts(target)
+    elif _is_picture(Path(target)):
+        facts = picture_facts(Path(target))
     else:
-        raise InputError(f"{target} does not exist. Give a PNG picture or a model folder.")
+        facts = model_facts(target, verify, height, width, dtype)
     if as_json:
         typer.echo(json.dumps(facts, indent=1, ensure_ascii=False))
     else:
         _print_tables(facts)
+
+
+def _is_picture(path: Path) -> bool:
+    """Anything that is a file, but for files of weights."""
+    if path.suffix.lower() == ".png":
+        return not path.is_dir()
+    return path.is_file() and path.suffix not in {".safetensors", ".pth", ".pt", ".bin", ".ckpt"}
 
 
 def machine_facts(device: str, dtype: str) -> dict[str, Any]:
@@ -83,31 +99,100 @@ def picture_facts(path: Path) -> dict[str, Any]:
     return facts
 
 
-def model_facts(folder: Path, verify: bool) -> dict[str, Any]:
-    """The components of a model, from its description and the headers of its weights."""
-    from lineardit.interop.native import check_files, describe_model
+def model_facts(
+    target: str, verify: bool, height: int | None, width: int | None, dtype: str = "auto"
+) -> dict[str, Any]:
+    """What a model is, from its description and the headers of its weights."""
+    from lineardit.interop.native import check_files
+    from lineardit.interop.places import open_place
 
-    components, about = describe_model(folder)
+    place = open_place(target)
     if verify:
-        check_files(folder)
-    facts: dict[str, Any] = {}
-    for name, component in components.items():
-        dtypes = sorted({tensor.dtype for tensor in component.tensors.values()})
-        facts[name] = {
-            "class": component.class_name,
-            "parameters": component.parameters,
-            "tensors": len(component.tensors),
-            "dtype": ", ".join(dtypes),
-            "size_bytes": component.written.size,
-            "sha256": component.written.sha256 + (" (verified)" if verify else ""),
-            **component.config.model_dump(mode="json"),
-        }
-    if about:
+        if place.format != "native":
+            raise InputError(f"{target} has no checksums to verify: it is a {place.format} checkpoint.")
+        check_files(place.path)
+    facts: dict[str, Any] = {"model": {"format": place.format, "path": str(place.path)}}
+    for name, network in place.networks.items():
+        facts[name] = _network_facts(network)
+        if place.format == "native":
+            facts[name]["sha256"] = place.checksums[name] + (" (verified)" if verify else "")
+        if network.left_out:
+            facts[name]["not_read"] = list(network.left_out)
+        facts[name] |= network.config.model_dump(mode="json")
+    if place.text is not None:
+        facts["text_encoder"] = {"class": place.text.class_name, "width": place.text.width}
+    if place.sampling:
+        facts["sampling"] = dict(place.sampling)
+    memory = _memory_facts(place, height, width, dtype)
+    if memory:
+        facts["memory"] = memory
+    if about := {key: value for key, value in place.about.items() if key != "sampling"}:
         facts["about"] = about
-    card = folder / "README.md"
+    card = place.path / "README.md"
     if card.is_file():
         facts["card"] = {"text": card.read_text("utf-8", errors="replace")}
     return facts
+
+
+def _network_facts(network: "Network") -> dict[str, Any]:
+    from math import prod
+
+    from lineardit.config.presets import AUTOENCODERS, TRANSFORMERS
+
+    stored = network.tensors.stored.values()
+    known = [name for name, preset in {**TRANSFORMERS, **AUTOENCODERS}.items() if preset == network.config]
+    return {
+        "class": network.class_name,
+        "preset": " or ".join(known) or None,
+        "parameters": sum(prod(each.shape) for each in stored),
+        "tensors": len(network.tensors),
+        "dtype": ", ".join(sorted({each.dtype for each in stored})),
+        "size_bytes": sum(each.size_bytes for each in stored),
+    }
+
+
+def _memory_facts(place: "Place", height: int | None, width: int | None, dtype: str) -> dict[str, Any]:
+    """What drawing one picture takes at most, where the size that the model was made for is known."""
+    from lineardit.config.models import AutoencoderConfig, TransformerConfig
+    from lineardit.interop.memory import decoder_bytes, transformer_bytes
+    from lineardit.kernels.select import inspect_machine, select
+
+    configs = {name: network.config for name, network in place.networks.items()}
+    transformer, autoencoder = configs.get("transformer"), configs.get("autoencoder")
+    if not isinstance(transformer, TransformerConfig) or not isinstance(autoencoder, AutoencoderConfig):
+        return {}
+    unit = autoencoder.stride * transformer.patch_size
+    size = int(place.sampling.get("size", transformer.position_base * unit))
+    height, width = height or size, width or size
+    for name, side in (("height", height), ("width", width)):
+        if side < unit or side % unit:
+            raise InputError(f"{name}={side} is not a multiple of {unit}, the pixels per token.")
+    floats = select(inspect_machine(), "auto", dtype).torch_dtype
+    weights = sum(
+        each.size_bytes
+        for network in place.networks.values()
+        for each in network.tensors.to(_short_name(floats)).stored.values()
+    )
+    stride = autoencoder.stride
+    # With guidance every step sees two pictures.
+    twice = 1 if transformer.guidance_embedding else 2
+    denoising = twice * transformer_bytes(transformer, height // stride, width // stride, floats.itemsize)
+    decoding = decoder_bytes(autoencoder, height, width, floats.itemsize)
+    text = getattr(place.text, "size_bytes", 0)
+    return {
+        "picture": f"{height} x {width}, {_short_name(floats)}",
+        "weights_bytes": weights,
+        "text_encoder_bytes": text,
+        "denoising_bytes": denoising,
+        "decoding_bytes": decoding,
+        "together_bytes": weights + text + max(denoising, decoding),
+    }
+
+
+def _short_name(floats: Any) -> str:
+    from lineardit.kernels.select import DTYPES
+
+    return next(name for name, dtype in DTYPES.items() if dtype == floats)
 
 
 def _print_tables(facts: Mapping[str, Mapping[str, Any]]) -> None:

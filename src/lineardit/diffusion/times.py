@@ -126,3 +126,9 @@ def euler_flow_times(steps: int, shift: float = 1.0) -> Float[Tensor, "stops"]:
     lowest = shift_times(torch.tensor(1 / TRAINING_STEPS, dtype=torch.float64), shift)
     times = torch.linspace(1, lowest.item(), steps, dtype=torch.float64)
     return torch.cat([shift_times(times, shift), torch.zeros(1, dtype=torch.float64)])
+
+
+def whole_times(times: Float[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
+    """Cut to whole thousandths, as a network sees them that was trained on 1,000 whole steps only."""
+    # A thousandth of a step is less than any grid leaves and more than float32 loses.
+    return torch.floor(times * TRAINING_STEPS + 1e-3) / TRAINING_STEPS

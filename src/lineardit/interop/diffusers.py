@@ -3,15 +3,17 @@
 Names are those of diffusers 0.42, which is never imported here.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import lru_cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lineardit.autoencoder.model import Autoencoder
 from lineardit.config.models import AutoencoderConfig, TransformerConfig
-from lineardit.interop.rename import Renaming, Rule, joined, nested, pointwise, same
+from lineardit.interop.rename import Renaming, joined, nested, pointwise, renaming_of, same
+from lineardit.interop.stored import LazyTensors
+from lineardit.transformer.controlnet import ControlNet
 from lineardit.transformer.model import Transformer
 
 _GLUMBCONV = (
@@ -48,6 +50,12 @@ _TRANSFORMER = (
     same("to_velocity.{part}", "proj_out.{part}"),
 )
 
+_CONTROLNET = (
+    *(rule for rule in _TRANSFORMER if not rule.own.startswith(("offset", "to_velocity"))),
+    same("control_in.{part}", "input_block.{part}"),
+    same("outs.{block}.{part}", "controlnet_blocks.{block}.{part}"),
+)
+
 _AUTOENCODER_BLOCK = (
     same("conv.{part}", "conv.{part}"),
     same("first.{part}", "conv1.{part}"),
@@ -77,59 +85,70 @@ _AUTOENCODER = (
 
 def from_diffusers_transformer(
     config: TransformerConfig, tensors: Mapping[str, Tensor], source: object = "the checkpoint"
-) -> dict[str, Tensor]:
+) -> LazyTensors:
     """The tensors of diffusers' transformer under the names of `Transformer(config)`.
 
     Raises:
         CheckpointError: lists every missing, unknown and differently shaped tensor.
     """
-    return _transformer_renaming(config).to_own(tensors, source)
+    return transformer_renaming(config).to_own(tensors, source)
 
 
 def to_diffusers_transformer(
     config: TransformerConfig, tensors: Mapping[str, Tensor], source: object = "the state"
-) -> dict[str, Tensor]:
+) -> LazyTensors:
     """The tensors of `Transformer(config)` under the names of diffusers' transformer.
 
     Raises:
         CheckpointError: the tensors are not those of `Transformer(config)`.
     """
-    return _transformer_renaming(config).to_foreign(tensors, source)
+    return transformer_renaming(config).to_foreign(tensors, source)
 
 
 def from_diffusers_autoencoder(
     config: AutoencoderConfig, tensors: Mapping[str, Tensor], source: object = "the checkpoint"
-) -> dict[str, Tensor]:
+) -> LazyTensors:
     """The tensors of diffusers' autoencoder under the names of `Autoencoder(config)`.
 
     Raises:
         CheckpointError: lists every missing, unknown and differently shaped tensor.
     """
-    return _autoencoder_renaming(config).to_own(tensors, source)
+    return autoencoder_renaming(config).to_own(tensors, source)
 
 
 def to_diffusers_autoencoder(
     config: AutoencoderConfig, tensors: Mapping[str, Tensor], source: object = "the state"
-) -> dict[str, Tensor]:
+) -> LazyTensors:
     """The tensors of `Autoencoder(config)` under the names of diffusers' autoencoder.
 
     Raises:
         CheckpointError: the tensors are not those of `Autoencoder(config)`.
     """
-    return _autoencoder_renaming(config).to_foreign(tensors, source)
+    return autoencoder_renaming(config).to_foreign(tensors, source)
 
 
 @lru_cache(maxsize=8)
-def _transformer_renaming(config: TransformerConfig) -> Renaming:
+def transformer_renaming(config: TransformerConfig) -> Renaming:
+    """Every tensor of `Transformer(config)` with its names in diffusers."""
     with torch.device("meta"):
         network = Transformer(config)
     place = "time_embed" if config.guidance_embedding else "time_embed.emb"
     time = nested("conditioning.time", f"{place}.timestep_embedder", _TWO_LAYERS)
-    return _renaming(network, [*_TRANSFORMER, *time])
+    return renaming_of(network, [*_TRANSFORMER, *time])
 
 
 @lru_cache(maxsize=8)
-def _autoencoder_renaming(config: AutoencoderConfig) -> Renaming:
+def controlnet_renaming(config: TransformerConfig) -> Renaming:
+    """Every tensor of `ControlNet(config)` with its names in diffusers."""
+    with torch.device("meta"):
+        network = ControlNet(config)
+    time = nested("conditioning.time", "time_embed.emb.timestep_embedder", _TWO_LAYERS)
+    return renaming_of(network, [*_CONTROLNET, *time])
+
+
+@lru_cache(maxsize=8)
+def autoencoder_renaming(config: AutoencoderConfig) -> Renaming:
+    """Every tensor of `Autoencoder(config)` with its names in diffusers."""
     with torch.device("meta"):
         network = Autoencoder(config)
     rules = list(_AUTOENCODER)
@@ -138,9 +157,4 @@ def _autoencoder_renaming(config: AutoencoderConfig) -> Renaming:
     for stage in range(last + 1):
         ours, theirs = f"decoder.stages.{stage}.{{block}}", f"decoder.up_blocks.{last - stage}.{{block}}"
         rules += nested(ours, theirs, _AUTOENCODER_BLOCK)
-    return _renaming(network, rules)
-
-
-def _renaming(network: nn.Module, rules: Sequence[Rule]) -> Renaming:
-    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
-    return Renaming(type(network).__name__, shapes, rules)
+    return renaming_of(network, rules)

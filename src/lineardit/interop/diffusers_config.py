@@ -12,6 +12,7 @@ from lineardit.errors import CheckpointError, ConfigError
 C = TypeVar("C", bound=Config)
 
 TRANSFORMER_CLASS = "SanaTransformer2DModel"
+CONTROLNET_CLASS = "SanaControlNetModel"
 AUTOENCODER_CLASS = "AutoencoderDC"
 
 TRANSFORMER_DEFAULTS: Mapping[str, Any] = {
@@ -38,6 +39,12 @@ TRANSFORMER_DEFAULTS: Mapping[str, Any] = {
     "timestep_scale": 1.0,
 }
 """What an option is that a configuration leaves out, as older ones do."""
+
+_ONLY_OF_TRANSFORMERS = {"guidance_embeds", "guidance_embeds_scale", "qk_norm", "timestep_scale"}
+CONTROLNET_DEFAULTS: Mapping[str, Any] = {
+    key: value for key, value in TRANSFORMER_DEFAULTS.items() if key not in _ONLY_OF_TRANSFORMERS
+} | {"num_layers": 7}
+"""As `TRANSFORMER_DEFAULTS`."""
 
 AUTOENCODER_DEFAULTS: Mapping[str, Any] = {
     "in_channels": 3,
@@ -153,6 +160,23 @@ def transformer_config_to_diffusers(config: TransformerConfig) -> dict[str, Any]
         "qk_norm": _QK_NORM if config.qk_norm else None,
         "timestep_scale": 1.0 if config.guidance_embedding else config.time_scale / _TRAINING_TIMES,
     }
+
+
+def controlnet_config_from_diffusers(options: Mapping[str, Any]) -> TransformerConfig:
+    """What a ControlNet's config.json of diffusers says.
+
+    Raises:
+        CheckpointError: it is another class's, or has an option that no published ControlNet uses.
+    """
+    given = _complete(options, CONTROLNET_CLASS, CONTROLNET_DEFAULTS)
+    return transformer_config_from_diffusers(given)
+
+
+def controlnet_config_to_diffusers(config: TransformerConfig) -> dict[str, Any]:
+    """The config.json with which diffusers builds the same ControlNet."""
+    options = transformer_config_to_diffusers(config)
+    known = {key: value for key, value in options.items() if key in CONTROLNET_DEFAULTS}
+    return {"_class_name": CONTROLNET_CLASS, **known}
 
 
 def autoencoder_config_from_diffusers(options: Mapping[str, Any]) -> AutoencoderConfig:

@@ -54,7 +54,7 @@ def new_folder(final: Path) -> Iterator[Path]:
     try:
         unfinished.mkdir(parents=True)
         yield unfinished
-        for path in unfinished.iterdir():
+        for path in unfinished.rglob("*"):
             sync(path)
         sync(unfinished)
         if final.exists():

@@ -9,19 +9,21 @@ A class name means a class only through the registry here. Nothing in a folder i
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lineardit.autoencoder.model import Autoencoder
-from lineardit.config.models import AutoencoderConfig, Config, SceneTextConfig, TransformerConfig
+from lineardit.config.models import AutoencoderConfig, BertConfig, Config, SceneTextConfig, TransformerConfig
 from lineardit.errors import CheckpointError, ConfigError, InputError, OutputError
 from lineardit.interop.durable import Fingerprint, fingerprint, new_folder
+from lineardit.interop.rename import check_fit
+from lineardit.interop.stored import Stored, converted, read_header, stored_of, why_unreadable
 from lineardit.kernels.select import DTYPES
 from lineardit.transformer.model import Transformer
 
@@ -30,8 +32,10 @@ INDEX = "lineardit.json"
 
 REGISTRY: Mapping[str, type[Config]] = {
     "Transformer": TransformerConfig,
+    "ControlNet": TransformerConfig,
     "Autoencoder": AutoencoderConfig,
     "SceneTextEncoder": SceneTextConfig,
+    "BertEncoder": BertConfig,
 }
 """Class names that a folder may mention, with the configuration each is built from."""
 
@@ -57,14 +61,6 @@ class Model(NamedTuple):
     """Facts that go along: recipe, steps, data."""
 
 
-class Stored(NamedTuple):
-    """One tensor as the header of its file describes it."""
-
-    dtype: str
-    """As safetensors names it: F32, BF16, F16, I64 ..."""
-    shape: tuple[int, ...]
-
-
 class Summary(NamedTuple):
     """One component as described without reading its weights."""
 
@@ -86,11 +82,13 @@ def save_model(
     *,
     about: Mapping[str, Any] | None = None,
     extra_files: Mapping[str, bytes] | None = None,
-    dtype: str = "fp32",
+    dtype: str | None = "fp32",
+    fill: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a model folder at once: it appears complete, or what was there before stays.
 
-    Floating-point tensors are stored as `dtype`: fp32, bf16 or fp16.
+    Floating-point tensors are stored as `dtype`: fp32, bf16 or fp16, or as they are where it is None. `fill`
+    adds what is too large for `extra_files` to the new folder.
 
     Raises:
         InputError: an unknown class or dtype, a name that is no plain file name, a number too large for fp16.
@@ -119,6 +117,8 @@ def save_model(
                 }
             for name, content in extras.items():
                 (place / name).write_bytes(content)
+            if fill is not None:
+                fill(place)
             index = {"format": FORMAT, "components": entries, "about": json.loads(about_text)}
             (place / INDEX).write_text(json.dumps(index, indent=1, ensure_ascii=False) + "\n", "utf-8")
     except OutputError:
@@ -211,7 +211,7 @@ def load_autoencoder(folder: Path) -> Autoencoder:
     Raises:
         CheckpointError: there is none, or it is damaged.
     """
-    return autoencoder_from(_only(folder, "autoencoder"), folder)
+    return autoencoder_from(only(folder, "autoencoder"), folder)
 
 
 def load_transformer(folder: Path) -> Transformer:
@@ -220,7 +220,7 @@ def load_transformer(folder: Path) -> Transformer:
     Raises:
         CheckpointError: there is none, or it is damaged.
     """
-    return transformer_from(_only(folder, "transformer"), folder)
+    return transformer_from(only(folder, "transformer"), folder)
 
 
 def autoencoder_from(component: Component, source: str | Path) -> Autoencoder:
@@ -251,19 +251,8 @@ def load_strict(module: nn.Module, tensors: Mapping[str, Tensor], source: str | 
         CheckpointError: lists every missing, unknown and differently shaped tensor.
     """
     expected = module.state_dict()
-    missing = [name for name in expected if name not in tensors]
-    unknown = [name for name in tensors if name not in expected]
-    other_shape = [
-        f"{name} is {tuple(tensors[name].shape)}, the model has {tuple(wanted.shape)}"
-        for name, wanted in expected.items()
-        if name in tensors and tensors[name].shape != wanted.shape
-    ]
-    findings = {"missing": missing, "unknown": unknown, "other shape": other_shape}
-    if any(findings.values()):
-        lines = [
-            f"  {finding} ({len(names)}): {', '.join(names)}" for finding, names in findings.items() if names
-        ]
-        raise CheckpointError("\n".join([f"{source} does not fit {type(module).__name__}:", *lines]))
+    shapes = {name: wanted.shape for name, wanted in expected.items()}
+    check_fit(type(module).__name__, shapes, stored_of(tensors), source)
     module.load_state_dict(
         dict(tensors), strict=True, assign=any(wanted.is_meta for wanted in expected.values())
     )
@@ -285,7 +274,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], dtype: str | None =
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu()
         if dtype is not None and tensor.is_floating_point():
-            tensor = _converted(name, tensor, dtype)
+            tensor = converted(name, tensor, dtype)
         tensor = tensor.contiguous()
         # safetensors refuses tensors that share memory, such as tied weights.
         address = tensor.untyped_storage().data_ptr()
@@ -306,24 +295,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(_why_unreadable(path, error)) from None
+        raise CheckpointError(why_unreadable(path, error)) from None
 
 
-def read_header(path: Path) -> dict[str, Stored]:
-    """Names, dtypes and shapes in a safetensors file, without reading a weight.
-
-    Raises:
-        CheckpointError: as `read_tensors`.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            return {name: Stored(part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(_why_unreadable(path, error)) from None
-
-
-def _only(folder: Path, name: str) -> Component:
+def only(folder: Path, name: str) -> Component:
     """One component of a folder; the weights of the others are not read."""
     summary = describe_model(folder)[0].get(name)
     if summary is None:
@@ -354,16 +329,6 @@ def _check_names(components: Mapping[str, Component], extras: Mapping[str, bytes
             raise InputError(f"{name!r} is no name for a file that goes along with a model.")
 
 
-def _converted(name: str, tensor: Tensor, dtype: str) -> Tensor:
-    converted = tensor.to(DTYPES[dtype])
-    if not torch.equal(converted.isfinite(), tensor.isfinite()):
-        largest = tensor[tensor.isfinite()].abs().max().item()
-        raise InputError(
-            f"{name} has a number of size {largest:.3g}, too large for {dtype}. Use bf16 or fp32."
-        )
-    return converted
-
-
 def _read_index(folder: Path) -> dict[str, Any]:
     path = folder / INDEX
     if not folder.is_dir():
@@ -380,24 +345,3 @@ def _read_index(folder: Path) -> dict[str, Any]:
     if not isinstance(components, dict) or not isinstance(about, dict):
         raise CheckpointError(f"{path} is damaged, or is no description of a model.")
     return {"components": components, "about": about}
-
-
-def _why_unreadable(path: Path, error: Exception) -> str:
-    """What kind of file stands where a safetensors file should."""
-    if not path.is_file():
-        return f"{path} does not exist." if not path.exists() else f"{path} is no file."
-    try:
-        with path.open("rb") as file:
-            start = file.read(64)
-    except OSError as refused:
-        return f"{path} cannot be read ({refused.strerror})."
-    if start.startswith(b"version https://git-lfs"):
-        return f"{path} is a pointer of Git LFS, not the weights. Run git lfs pull."
-    if start.startswith((b"PK\x03\x04", b"\x80\x02")):
-        return f"{path} is a pickle, which could run code and is never loaded. Convert it to safetensors."
-    if not start:
-        return f"{path} is empty."
-    header = int.from_bytes(start[:8], "little")
-    if len(start) > 8 and start[8:9] == b"{" and header < 100_000_000:
-        return f"{path} is cut off or damaged ({error})."
-    return f"{path} is no safetensors file."

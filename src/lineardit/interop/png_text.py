@@ -7,6 +7,7 @@ since that is what other programs read.
 import json
 import re
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,27 +56,28 @@ def png_text(settings: Mapping[str, Any]) -> PngInfo:
     return fields
 
 
-def read_png_text(path: Path) -> PictureText:
-    """Read the fields of a PNG file without decoding its pixels.
+def read_png_text(source: Path | BytesIO) -> PictureText:
+    """Read the fields of a PNG file, or of an open one, without decoding its pixels.
 
     Raises:
         InputError: there is no such file, it is no PNG, or it says nothing of how it was made.
     """
+    name = source if isinstance(source, Path) else "the picture"
     try:
-        with Image.open(path, formats=("PNG",)) as picture:
+        with Image.open(source, formats=("PNG",)) as picture:
             info = dict(picture.info)
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist.") from None
+        raise InputError(f"{name} does not exist.") from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         reason = "it is not one" if isinstance(error, UnidentifiedImageError) else str(error)
-        raise InputError(f"{path} cannot be read as a PNG picture: {reason}.") from None
+        raise InputError(f"{name} cannot be read as a PNG picture: {reason}.") from None
     parameters, ours = info.get(THEIRS), info.get(OURS)
     settings = _settings(ours) if isinstance(ours, str) else None
     if not isinstance(parameters, str) or len(parameters) > _LONGEST:
         parameters = None
     if settings is None and parameters is None:
         raise InputError(
-            f"{path} says nothing of how it was made: it was written or saved again by another program."
+            f"{name} says nothing of how it was made: it was written or saved again by another program."
         )
     return PictureText(settings, parameters)
 

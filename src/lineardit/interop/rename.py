@@ -5,9 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lineardit.errors import CheckpointError
+from lineardit.interop.stored import LazyTensors, Stored, stored_of
 
 KERNEL_1X1 = (1, 1)
 
@@ -65,31 +66,65 @@ class Renaming:
                 self._owner[name] = own
                 self._foreign[name] = _foreign_shape(shapes[own], source)
 
-    def to_own(self, tensors: Mapping[str, Tensor], source: object) -> dict[str, Tensor]:
-        """Foreign tensors under our names and shapes; `source` is what an error calls them: their file."""
-        check_fit(self.network, self._foreign, tensors, source, here=self._owner)
-        own = {}
-        for name, rule in self._sources.items():
-            parts = [tensors[part].flatten(1) if rule.pointwise else tensors[part] for part in rule.foreign]
-            own[name] = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return own
+    @property
+    def pairs(self) -> dict[str, Rule]:
+        """Each tensor of ours with the rule that it follows, its captures filled in."""
+        return dict(self._sources)
 
-    def to_foreign(self, tensors: Mapping[str, Tensor], source: object) -> dict[str, Tensor]:
+    @property
+    def foreign_shapes(self) -> dict[str, torch.Size]:
+        """What a foreign file of this network holds."""
+        return dict(self._foreign)
+
+    def to_own(self, tensors: Mapping[str, Tensor], source: object) -> LazyTensors:
+        """Foreign tensors under our names and shapes; `source` is what an error calls them: their file."""
+        given = stored_of(tensors)
+        self._check(given, self._foreign, source)
+
+        def read(name: str) -> Tensor:
+            rule = self._sources[name]
+            parts = [tensors[part].flatten(1) if rule.pointwise else tensors[part] for part in rule.foreign]
+            return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+        stored = {
+            name: Stored(given[rule.foreign[0]].dtype, tuple(self._own[name]))
+            for name, rule in self._sources.items()
+        }
+        return LazyTensors(stored, read)
+
+    def to_foreign(self, tensors: Mapping[str, Tensor], source: object) -> LazyTensors:
         """Our tensors under the foreign names and shapes. Parts of a joined tensor are views into it."""
-        check_fit(self.network, self._own, tensors, source)
-        foreign = {}
-        for name, rule in self._sources.items():
-            whole = tensors[name]
-            parts = [whole] if len(rule.foreign) == 1 else whole.chunk(len(rule.foreign))
-            for part_name, part in zip(rule.foreign, parts, strict=True):
-                foreign[part_name] = part[..., None, None] if rule.pointwise else part
-        return foreign
+        given = stored_of(tensors)
+        self._check(given, self._own, source)
+
+        def read(name: str) -> Tensor:
+            own = self._owner[name]
+            rule, part = self._sources[own], tensors[own]
+            if len(rule.foreign) > 1:
+                part = part.chunk(len(rule.foreign))[rule.foreign.index(name)]
+            return part[..., None, None] if rule.pointwise else part
+
+        stored = {
+            name: Stored(given[self._owner[name]].dtype, tuple(shape))
+            for name, shape in self._foreign.items()
+        }
+        return LazyTensors(stored, read)
+
+    def _check(self, given: Mapping[str, Stored], expected: Mapping[str, torch.Size], source: object) -> None:
+        here = self._owner if expected is self._foreign else None
+        check_fit(self.network, expected, given, source, here=here)
+
+
+def renaming_of(network: nn.Module, rules: Sequence[Rule]) -> Renaming:
+    """The renaming of all that a network stores."""
+    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    return Renaming(type(network).__name__, shapes, rules)
 
 
 def check_fit(
     network: str,
     expected: Mapping[str, torch.Size],
-    given: Mapping[str, Tensor],
+    given: Mapping[str, Stored],
     source: object,
     here: Mapping[str, str] | None = None,
 ) -> None:
@@ -103,9 +138,9 @@ def check_fit(
         "missing": [_missing(name, owners.get(name, name)) for name in expected if name not in given],
         "unknown": [name for name in given if name not in expected],
         "other shape": [
-            f"{name} is {tuple(given[name].shape)}, the model has {tuple(shape)}"
+            f"{name} is {given[name].shape}, the model has {tuple(shape)}"
             for name, shape in expected.items()
-            if name in given and given[name].shape != shape
+            if name in given and given[name].shape != tuple(shape)
         ],
     }
     lines = [f"  {what} ({len(names)}): {', '.join(names)}" for what, names in findings.items() if names]

@@ -127,7 +127,8 @@ class DiT(nn.Module):
         """The noise in `noisy_input` at 0 <= timestep < num_steps, in the dtype of the weights.
 
         Without `class_labels`, and where a label is `num_classes`, the null class, it is unconditional.
-        A compiled model does not look at the values of timesteps and labels: that would stall the device.
+        A compiled model does not look at the values of timesteps and labels: that would stall the device. On
+        the meta device there are none.
 
         Raises:
             ShapeError: another number of axes, of numbers per token, or of timesteps; a side that
@@ -225,7 +226,7 @@ class DiT(nn.Module):
             raise InputError(
                 f"class_labels are {class_labels.dtype}. Give whole numbers from 0 to {classes}."
             )
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or timestep.is_meta:
             return
         _check_range("timestep", timestep, config.num_steps)
         if class_labels is not None:

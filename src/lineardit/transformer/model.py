@@ -1,6 +1,7 @@
 """The SANA transformer: noisy latents, a time and a prompt in, a velocity out (arXiv:2410.10629)."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from einops import rearrange
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lineardit.config.models import TransformerConfig
-from lineardit.errors import InputError, ShapeError
+from lineardit.errors import InputError, ShapeError, check_multiple
 from lineardit.nn.embedding import ScalarEmbedding, grid_positions
 from lineardit.nn.norm import RMSNorm
 from lineardit.transformer.block import NORM_EPS, Block, Grid
@@ -102,10 +103,12 @@ class Transformer(nn.Module):
         text: Float[Tensor, "b m t"],
         mask: Bool[Tensor, "b m"] | None = None,
         guidance: Float[Tensor, " b"] | None = None,
+        residuals: Sequence[Float[Tensor, "b n d"]] = (),
     ) -> Float[Tensor, "b c h w"]:
         """The velocity at `times` (1 is noise, 0 is the image), given the text encoder's hidden states.
 
-        `mask` keeps the text's true tokens. `guidance` is the scale a distilled model imitates.
+        `mask` keeps the text's true tokens. `guidance` is the scale a distilled model imitates. `residuals`
+        are what a ControlNet adds to the tokens after the second block and those that follow.
 
         Raises:
             ShapeError: a side is no multiple of the patch, or the text has another width.
@@ -121,8 +124,10 @@ class Transformer(nn.Module):
         scaled = None if guidance is None else guidance * self.config.guidance_embedding_scale
         vector, table = self.conditioning(times * self.config.time_scale, scaled)
         prompt = self.prompt_projection(text.to(dtype))
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks):
             x = block(x, prompt, mask, table, grid)
+            if 0 < number <= len(residuals):
+                x = x + residuals[number - 1]
         shift, scale = (self.offset + vector.unsqueeze(1)).chunk(2, dim=1)
         velocity = self.to_velocity(self.norm(x) * (1 + scale) + shift)
         return rearrange(
@@ -138,13 +143,7 @@ class Transformer(nn.Module):
     def _check(self, latents: Tensor, text: Tensor, guidance: Tensor | None) -> None:
         config = self.config
         for name, side in zip(("height", "width"), latents.shape[-2:], strict=True):
-            if side % config.patch_size or side == 0:
-                below = side - side % config.patch_size
-                choices = f"{below} or {below + config.patch_size}" if below else f"{config.patch_size}"
-                raise ShapeError(
-                    f"latent {name}={side} is not a multiple of patch_size={config.patch_size}. "
-                    f"Use {choices}."
-                )
+            check_multiple(f"latent {name}", side, config.patch_size, f"patch_size={config.patch_size}")
         if text.shape[-1] != config.text_width:
             raise ShapeError(
                 f"the text embeddings have width {text.shape[-1]}, the model takes "

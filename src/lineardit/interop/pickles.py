@@ -1,0 +1,81 @@
+"""Checkpoints in pickles of torch: read without running anything in them, or refused with the reason."""
+
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lineardit.errors import CheckpointError, OutputError
+from lineardit.interop.stored import LazyTensors, stored_of
+
+SUFFIXES = frozenset({".pth", ".pt", ".bin", ".ckpt"})
+
+_WRAPPERS = ("state_dict", "model", "module")
+_GLOBAL = re.compile(r"(?:GLOBAL|global:?) ['`]?([\w.]+)")
+
+
+def open_pickle(path: Path) -> LazyTensors:
+    """The tensors of a checkpoint, with whatever wraps them taken off; the file is mapped, not read.
+
+    Only tensors, numbers, strings, lists and dictionaries are understood: anything else could be code.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or wants to build what is none of these.
+    """
+    content = _load(path)
+    while isinstance(content, Mapping) and not _holds_tensors(content):
+        inner = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            break
+        content = inner
+    tensors = content if isinstance(content, Mapping) and _holds_tensors(content) else {}
+    strange = [str(name) for name, value in tensors.items() if not isinstance(value, Tensor)]
+    if not tensors or strange:
+        what = f"{strange[0]} in it is no tensor" if strange else "there are no tensors by name in it"
+        raise CheckpointError(f"{path} is no checkpoint of a network: {what}.")
+    named = {str(name): tensor for name, tensor in tensors.items()}
+    # Copies, so that a network does not go on living in a file that someone may replace.
+    return LazyTensors(stored_of(named), lambda name: named[name].clone())
+
+
+def write_pickle(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as {"state_dict": ...}, which is how official checkpoints come.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    whole = {name: tensors[name].detach().cpu().contiguous().clone() for name in tensors}
+    try:
+        torch.save({"state_dict": whole}, path)
+    except (OSError, RuntimeError) as error:
+        raise OutputError(f"{path} cannot be written: {error}.") from None
+
+
+def _load(path: Path) -> Any:
+    if not path.is_file():
+        raise CheckpointError(f"{path} {'is no file' if path.exists() else 'does not exist'}.")
+    try:
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):  # files of torch before 1.6 cannot be mapped
+                raise
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = _GLOBAL.search(str(error))
+        if named is None:
+            raise CheckpointError(f"{path} is cut off or damaged, or is no checkpoint of torch.") from None
+        raise CheckpointError(
+            f"{path} wants to call {named[1]} while it is read, which could run code: it is refused. "
+            "Ask for the weights as safetensors."
+        ) from None
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, TypeError):
+        raise CheckpointError(f"{path} is cut off or damaged, or is no checkpoint of torch.") from None
+
+
+def _holds_tensors(content: Mapping[Any, Any]) -> bool:
+    return any(isinstance(value, Tensor) for value in content.values())

@@ -1,0 +1,503 @@
+"""What a folder, a file or a hub id holds, whatever its format; weights stay where they are until asked for.
+
+native      a folder with lineardit.json
+diffusers   a pipeline's folder with model_index.json, or the folder of one of its networks
+official    a file (or a folder of files) with the tensor names of NVlabs/Sana and efficientvit
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import nn
+
+from lineardit.autoencoder.model import Autoencoder
+from lineardit.config.models import AutoencoderConfig, Config, TransformerConfig
+from lineardit.errors import CheckpointError, MissingExtraError
+from lineardit.interop.diffusers import (
+    controlnet_renaming,
+    from_diffusers_autoencoder,
+    from_diffusers_transformer,
+)
+from lineardit.interop.diffusers_config import (
+    AUTOENCODER_CLASS,
+    CONTROLNET_CLASS,
+    TRANSFORMER_CLASS,
+    autoencoder_config_from_diffusers,
+    controlnet_config_from_diffusers,
+    transformer_config_from_diffusers,
+)
+from lineardit.interop.native import INDEX, Component, describe_model, load_strict
+from lineardit.interop.official import (
+    AUTOENCODER_MARK,
+    TRANSFORMER_MARK,
+    from_official_autoencoder,
+    from_official_transformer,
+    guess_autoencoder,
+)
+from lineardit.interop.pickles import SUFFIXES, open_pickle
+from lineardit.interop.schedulers import sampling_from_scheduler
+from lineardit.interop.shards import choose_variant, find_weights, open_weights
+from lineardit.interop.stored import LazyTensors, open_tensors, read_header
+from lineardit.interop.text import TOKENIZER, text_encoder_from
+from lineardit.text.embedding import TextEncoder
+from lineardit.text.encoder import GemmaEncoder
+from lineardit.transformer.controlnet import ControlNet
+from lineardit.transformer.model import Transformer
+
+N = TypeVar("N", bound=nn.Module)
+
+PIPELINE_INDEX = "model_index.json"
+PIPELINES = ("SanaPipeline", "SanaPAGPipeline", "SanaSprintPipeline", "SanaSprintImg2ImgPipeline")
+WEIGHTS_STEM, TEXT_STEM = "diffusion_pytorch_model", "model"
+NETWORK_CLASSES = (TRANSFORMER_CLASS, AUTOENCODER_CLASS, CONTROLNET_CLASS)
+TEXT_CLASSES = {"Gemma2Model": GemmaEncoder, "Gemma2ForCausalLM": GemmaEncoder}
+"""Text encoders of pipelines, by the name that transformers has for them."""
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+_OFFICIAL_SUFFIXES = SUFFIXES | {".safetensors"}
+# Families whose files people have at hand, by a part of a tensor's name.
+_STRANGERS = {
+    "double_blocks.": "FLUX",
+    "joint_blocks.": "Stable Diffusion 3",
+    "input_blocks.": "Stable Diffusion or SDXL",
+    "down_blocks.0.resnets.": "Stable Diffusion or SDXL",
+    "lora_": "a LoRA",
+    "adaln_single.": "PixArt",
+}
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network of a place, under our names."""
+
+    class_name: str
+    config: Config
+    tensors: LazyTensors
+    """Read when asked for."""
+    source: str
+    """What errors call it."""
+    left_out: tuple[str, ...] = ()
+    """Tensors of the file that have no place here."""
+
+    def component(self) -> Component:
+        """As a component of our own folders."""
+        return Component(self.class_name, self.config, self.tensors)
+
+
+@runtime_checkable
+class Text(Protocol):
+    """A text encoder as transformers stores it, on disk or in memory."""
+
+    @property
+    def class_name(self) -> str:
+        """What transformers calls it."""
+        ...
+
+    @property
+    def tokenizer_class(self) -> str:
+        """What transformers calls its tokenizer."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Channels of a token's vector."""
+        ...
+
+    def write(self, text_encoder: Path, tokenizer: Path) -> None:
+        """Fill two new folders with it and its tokenizer."""
+        ...
+
+
+@dataclass(frozen=True)
+class PublishedText:
+    """A text encoder in folders as transformers writes them."""
+
+    class_name: str
+    folder: Path
+    tokenizer: Path
+    width: int
+    variant: str | None = None
+
+    @property
+    def tokenizer_class(self) -> str:
+        """What transformers calls its tokenizer."""
+        return str(read_json(self.tokenizer / "tokenizer_config.json").get("tokenizer_class"))
+
+    @property
+    def size_bytes(self) -> int:
+        """What its weights take on disk, and in memory."""
+        return sum(file.stat().st_size for file in find_weights(self.folder, TEXT_STEM, self.variant))
+
+    def write(self, text_encoder: Path, tokenizer: Path) -> None:
+        """Copy both folders without any code that may lie in them; weights lose the name of their variant."""
+        text_encoder.mkdir()
+        tokenizer.mkdir()
+        weights = find_weights(self.folder, TEXT_STEM, self.variant)
+        for file in weights:
+            name = f"{TEXT_STEM}.safetensors" if len(weights) == 1 else file.name
+            shutil.copyfile(file, text_encoder / name)
+        if len(weights) > 1:
+            weight_map = {name: file.name for file in weights for name in read_header(file)}
+            index = {"metadata": {}, "weight_map": weight_map}
+            (text_encoder / f"{TEXT_STEM}.safetensors.index.json").write_text(json.dumps(index), "utf-8")
+        for name in ("config.json", "generation_config.json"):
+            if (self.folder / name).is_file():
+                shutil.copyfile(self.folder / name, text_encoder / name)
+        for file in sorted(self.tokenizer.iterdir()):
+            if file.is_file() and file.suffix in {".json", ".model", ".txt", ".jinja"}:
+                shutil.copyfile(file, tokenizer / file.name)
+
+
+@dataclass(frozen=True)
+class Place:
+    """All that a folder or file holds."""
+
+    path: Path
+    format: str
+    """native, diffusers or official."""
+    networks: dict[str, Network]
+    """`transformer`, `autoencoder`, `text_encoder` (only ours) or some of them."""
+    text: Text | None = None
+    """A published text encoder."""
+    sampling: dict[str, Any] = field(default_factory=dict)
+    """Fields of the pipeline's `Sampling`."""
+    about: dict[str, Any] = field(default_factory=dict)
+    """Facts that go along."""
+    files: dict[str, bytes] = field(default_factory=dict)
+    """The vocabulary of a text encoder of ours."""
+    checksums: dict[str, str] = field(default_factory=dict)
+    """SHA-256 of each network's file as it was written, where that is known."""
+
+    @property
+    def missing(self) -> list[str]:
+        """What a pipeline would still need."""
+        held = {*self.networks, *(["text_encoder"] if self.text else [])}
+        return [name for name in ("transformer", "autoencoder", "text_encoder") if name not in held]
+
+
+def open_place(place: str | Path, *, variant: str | None = None) -> Place:
+    """Find out what `place` holds and check that it fits together; no weights are read.
+
+    `variant` (fp16, bf16) chooses among the weights of a diffusers folder.
+
+    Raises:
+        CheckpointError: it holds nothing that is read here, is damaged, or its parts are of different models.
+        MissingExtraError: it is a hub id, and huggingface_hub is not installed.
+    """
+    path = resolve(place)
+    opened = _opened(path, variant)
+    _check_parts(opened)
+    return opened
+
+
+def resolve(place: str | Path) -> Path:
+    """The path itself, or the folder of a hub id: the local copy, and only if there is none a fetched one.
+
+    Raises:
+        CheckpointError: there is no such path, and no such id at hand.
+        MissingExtraError: it looks like a hub id, and huggingface_hub is not installed.
+    """
+    path = Path(place)
+    if path.exists():
+        return path
+    if not isinstance(place, str) or not _HUB_ID.fullmatch(place):
+        raise CheckpointError(
+            f"{place} is no folder and no file here. Give one, or a hub id such as NAME/MODEL."
+        )
+    if find_spec("huggingface_hub") is None:
+        raise MissingExtraError("huggingface_hub", "hub", f"{place} is no folder here; a hub id")
+    download: Callable[..., str] = import_module("huggingface_hub").snapshot_download
+    try:
+        return Path(download(place, local_files_only=True))
+    except Exception:  # nothing local, whatever the library calls it
+        pass
+    try:
+        return Path(download(place, allow_patterns=list(_HUB_FILES)))
+    except Exception as error:  # no network, no such model, no permission: many kinds, one meaning
+        raise CheckpointError(
+            f"{place} is no folder here, not among the models that huggingface_hub has at hand, and could "
+            f"not be fetched ({type(error).__name__}). Fetch it where there is a network: hf download {place}"
+        ) from None
+
+
+def assemble_transformer(place: Place, dtype: str) -> Transformer:
+    """The transformer of a place, ready to use, its weights read directly as `dtype`.
+
+    Raises:
+        CheckpointError: lists every tensor that does not fit.
+        InputError: fp16 cannot hold one of its numbers.
+    """
+    network = place.networks["transformer"]
+    assert isinstance(network.config, TransformerConfig)
+    return _assembled(Transformer, network.config, network, dtype)
+
+
+def assemble_controlnet(place: Place, dtype: str) -> ControlNet:
+    """The ControlNet of a place. Raises as `assemble_transformer`."""
+    network = place.networks["controlnet"]
+    assert isinstance(network.config, TransformerConfig)
+    return _assembled(ControlNet, network.config, network, dtype)
+
+
+def assemble_autoencoder(place: Place, dtype: str) -> Autoencoder:
+    """The autoencoder of a place. Raises as `assemble_transformer`."""
+    network = place.networks["autoencoder"]
+    assert isinstance(network.config, AutoencoderConfig)
+    return _assembled(Autoencoder, network.config, network, dtype)
+
+
+def assemble_text_encoder(place: Place, device: torch.device) -> TextEncoder:
+    """The text encoder of a place: ours in float32, a published one in the dtype that it is stored in.
+
+    Raises:
+        CheckpointError: it is damaged.
+        MissingExtraError: transformers is needed and not installed.
+    """
+    if place.text is None:
+        encoder = text_encoder_from(place.networks["text_encoder"].component(), place.path)
+        return encoder.to(device)
+    assert isinstance(place.text, PublishedText)
+    kind = TEXT_CLASSES[place.text.class_name]
+    text = kind.from_folder(place.text.folder, place.text.tokenizer, dtype="auto", variant=place.text.variant)
+    text.model.to(device)
+    return text
+
+
+def _assembled(kind: Callable[[Any], N], config: Config, network: Network, dtype: str) -> N:
+    with torch.device("meta"):
+        model = kind(config)
+    load_strict(model, network.tensors.to(dtype), network.source)
+    return model.eval()
+
+
+def _opened(path: Path, variant: str | None) -> Place:
+    if not path.is_dir():
+        return _file(path, variant)
+    ours, theirs = (path / INDEX).is_file(), (path / PIPELINE_INDEX).is_file()
+    if ours and theirs:
+        raise CheckpointError(
+            f"{path} holds two models: {INDEX} is ours and {PIPELINE_INDEX} is of diffusers. Take one away."
+        )
+    if ours:
+        return _native(path)
+    if theirs:
+        return _pipeline(path, variant)
+    if (path / "config.json").is_file():
+        return Place(path, "diffusers", dict([_component(path, variant)]))
+    return _official_folder(path)
+
+
+def _native(path: Path) -> Place:
+    summaries, about = describe_model(path)
+    networks = {
+        name: Network(summary.class_name, summary.config, open_tensors(summary.file), str(path))
+        for name, summary in summaries.items()
+    }
+    text = None
+    if PUBLISHED_TEXT in about:
+        text = _published_text(path, str(about[PUBLISHED_TEXT]), None)
+    sums = {name: summary.written.sha256 for name, summary in summaries.items()}
+    vocabulary = path / TOKENIZER
+    files = (
+        {TOKENIZER: vocabulary.read_bytes()} if "text_encoder" in networks and vocabulary.is_file() else {}
+    )
+    sampling = about.get("sampling", {})
+    if not isinstance(sampling, dict):
+        raise CheckpointError(f"{path / INDEX} is damaged: about.sampling is {sampling!r}, no object.")
+    return Place(path, "native", networks, text, sampling, about, files, sums)
+
+
+PUBLISHED_TEXT = "published_text"
+"""In our folders' `about`: the class of a text encoder that lies in them as transformers stores it."""
+
+
+def _pipeline(path: Path, variant: str | None) -> Place:
+    index = read_json(path / PIPELINE_INDEX)
+    kind = index.get("_class_name")
+    if kind not in PIPELINES:
+        raise CheckpointError(f"{path} is a {kind}. What is read here is one of {', '.join(PIPELINES)}.")
+    classes = {
+        name: value[1]
+        for name, value in index.items()
+        if isinstance(value, list) and len(value) == 2 and value[1] is not None
+    }
+    networks = {}
+    for folder, expected in (("transformer", TRANSFORMER_CLASS), ("vae", AUTOENCODER_CLASS)):
+        if folder not in classes:
+            continue
+        if classes[folder] != expected:
+            raise CheckpointError(
+                f"{path}: {folder} is a {classes[folder]}; what fits into a {kind} is a {expected}."
+            )
+        name, network = _component(path / folder, variant)
+        networks[name] = network
+    text = None
+    if "text_encoder" in classes:
+        text = _published_text(path, classes["text_encoder"], variant)
+    place = path / "scheduler" / "scheduler_config.json"
+    sampling = sampling_from_scheduler(read_json(place), place) if "scheduler" in classes else {}
+    return Place(path, "diffusers", networks, text, sampling | _size(networks))
+
+
+def _size(networks: Mapping[str, Network]) -> dict[str, Any]:
+    """The pixels per side that both networks were made for."""
+    found = [networks[name].config for name in ("transformer", "autoencoder") if name in networks]
+    match found:
+        case [TransformerConfig() as transformer, AutoencoderConfig() as autoencoder]:
+            return {"size": transformer.position_base * transformer.patch_size * autoencoder.stride}
+    return {}
+
+
+def _component(folder: Path, variant: str | None, tensors: LazyTensors | None = None) -> tuple[str, Network]:
+    """The network in one folder of diffusers, and what it is called here."""
+    options = read_json(folder / "config.json")
+    kind, source = options.get("_class_name"), str(folder)
+    if kind not in NETWORK_CLASSES:
+        what = kind or options.get("model_type") or "model of an unknown kind"
+        raise CheckpointError(
+            f"{folder} holds a {what}. What is read here is one of {', '.join(NETWORK_CLASSES)}."
+        )
+    stored = open_weights(folder, WEIGHTS_STEM, variant) if tensors is None else tensors
+    try:
+        if kind == TRANSFORMER_CLASS:
+            config = transformer_config_from_diffusers(options)
+            own = from_diffusers_transformer(config, stored, source)
+            return "transformer", Network("Transformer", config, own, source)
+        if kind == CONTROLNET_CLASS:
+            config = controlnet_config_from_diffusers(options)
+            own = controlnet_renaming(config).to_own(stored, source)
+            return "controlnet", Network("ControlNet", config, own, source)
+        described = autoencoder_config_from_diffusers(options)
+        own = from_diffusers_autoencoder(described, stored, source)
+        return "autoencoder", Network("Autoencoder", described, own, source)
+    except CheckpointError as error:
+        if str(error).startswith(source):
+            raise
+        raise CheckpointError(f"{folder}: {error}") from None
+
+
+def _published_text(path: Path, class_name: str, variant: str | None) -> PublishedText:
+    folder, tokenizer = path / "text_encoder", path / "tokenizer"
+    if class_name not in TEXT_CLASSES:
+        raise CheckpointError(
+            f"{path}: the text encoder is a {class_name}. Read are {', '.join(TEXT_CLASSES)}."
+        )
+    if not tokenizer.is_dir():
+        raise CheckpointError(f"{path} has a text encoder, but no folder {tokenizer.name} beside it.")
+    width = read_json(folder / "config.json").get("hidden_size")
+    if not isinstance(width, int):
+        raise CheckpointError(f"{folder / 'config.json'} has no hidden_size.")
+    found = choose_variant(folder, TEXT_STEM, variant)
+    return PublishedText(class_name, folder, tokenizer, width, found)
+
+
+def _file(path: Path, variant: str | None) -> Place:
+    if path.suffix not in _OFFICIAL_SUFFIXES:
+        raise CheckpointError(
+            f"{path} is neither a folder nor a file of weights ({', '.join(sorted(_OFFICIAL_SUFFIXES))})."
+        )
+    tensors = open_pickle(path) if path.suffix in SUFFIXES else open_tensors(path)
+    if path.suffix == ".safetensors" and (path.parent / "config.json").is_file():
+        return Place(path, "diffusers", dict([_component(path.parent, variant, tensors)]))
+    return Place(path, "official", dict([_official(path, tensors)]))
+
+
+def _official_folder(path: Path) -> Place:
+    files = sorted(file for file in path.iterdir() if file.suffix in _OFFICIAL_SUFFIXES)
+    if not files:
+        raise CheckpointError(
+            f"{path} is a folder without a model: there is no {INDEX}, no {PIPELINE_INDEX} and no "
+            "config.json in it, and no file of weights."
+        )
+    networks: dict[str, Network] = {}
+    for file in files:
+        name, network = _official(file, open_pickle(file) if file.suffix in SUFFIXES else open_tensors(file))
+        if name in networks:
+            raise CheckpointError(
+                f"{path} holds more than one {name}: {networks[name].source} and {file}. Give one file."
+            )
+        networks[name] = network
+    return Place(path, "official", networks)
+
+
+def _official(path: Path, tensors: LazyTensors) -> tuple[str, Network]:
+    """The network in an official file, and what it is called here."""
+    tensors = _without_prefix(tensors)
+    source = str(path)
+    if TRANSFORMER_MARK in tensors:
+        config, own, left_out = from_official_transformer(tensors, source)
+        return "transformer", Network("Transformer", config, own, source, left_out)
+    if AUTOENCODER_MARK in tensors:
+        beside = path.with_name("config.json")
+        hint = source + (beside.read_text("utf-8", "replace") if beside.is_file() else "")
+        described = guess_autoencoder(tensors, source, hint)
+        own = from_official_autoencoder(described, tensors, source)
+        return "autoencoder", Network("Autoencoder", described, own, source)
+    first = next(iter(tensors), "nothing")
+    known = (family for part, family in _STRANGERS.items() if any(part in name for name in tensors))
+    family = next(known, None)
+    what = f"looks like {family}" if family else "is of a kind that is not known here"
+    raise CheckpointError(
+        f"{path} {what}: it holds {first} and {len(tensors) - 1} more. What is read here is a SANA "
+        "transformer or a DC-AE; a single file of diffusers needs its config.json beside it."
+    )
+
+
+_PREFIXES = ("model.diffusion_model.", "module.", "_orig_mod.")
+"""What other programs put before every name of a transformer's or autoencoder's tensors."""
+
+
+def _without_prefix(tensors: LazyTensors) -> LazyTensors:
+    for prefix in _PREFIXES:
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            return tensors.renamed({name.removeprefix(prefix): name for name in tensors})
+    return tensors
+
+
+def _check_parts(place: Place) -> None:
+    """Parts of different models in one place are found before anything is loaded."""
+    configs = {name: network.config for name, network in place.networks.items()}
+    transformer, autoencoder = configs.get("transformer"), configs.get("autoencoder")
+    if not isinstance(transformer, TransformerConfig):
+        return
+    if (
+        isinstance(autoencoder, AutoencoderConfig)
+        and autoencoder.latent_channels != transformer.latent_channels
+    ):
+        raise CheckpointError(
+            f"{place.path} mixes two models: the autoencoder has {autoencoder.latent_channels} latent "
+            f"channels, the transformer takes {transformer.latent_channels}."
+        )
+    text = configs.get("text_encoder")
+    width = place.text.width if place.text else getattr(text, "width", None)
+    if width is not None and width != transformer.text_width:
+        raise CheckpointError(
+            f"{place.path} mixes two models: its text encoder gives vectors of width {width}, the "
+            f"transformer takes width {transformer.text_width}."
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A file that holds a JSON object.
+
+    Raises:
+        CheckpointError: it is missing or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} does not exist.") from None
+    except (OSError, ValueError):
+        raise CheckpointError(f"{path} is damaged, or is no JSON.") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is damaged: it holds no options.")
+    return content

@@ -1,0 +1,219 @@
+"""`lineardit convert` and `lineardit info` over every format: number for number, whole or not at all."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderDC, SanaTransformer2DModel
+
+from lineardit.cli.app import main
+from lineardit.config.models import TransformerConfig
+from lineardit.config.presets import TRANSFORMERS, differing
+from lineardit.errors import CheckpointError, OutputError
+from lineardit.interop import official
+from lineardit.interop.export import export
+from lineardit.interop.native import save_model
+from lineardit.interop.places import Place, open_place
+from lineardit.pipeline import Pipeline
+
+
+def tensors(place: Place) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}.{key}": tensor
+        for name, network in place.networks.items()
+        for key, tensor in network.tensors.items()
+    }
+
+
+def assert_same_numbers(left: Path, right: Path) -> None:
+    found, wanted = tensors(open_place(left)), tensors(open_place(right))
+    assert found.keys() == wanted.keys() and wanted
+    for name, tensor in wanted.items():
+        assert torch.equal(found[name], tensor), name
+
+
+def test_a_pipeline_goes_to_our_format_and_back(
+    published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    native, back = tmp_path / "native", tmp_path / "back"
+    assert main(["convert", str(published), str(native)]) == 0
+    out = capsys.readouterr().out
+    assert f"diffusers -> native: {native}" in out
+    assert "  transformer: Transformer, 46 tensors\n" in out and "text_encoder: Gemma2Model, copied" in out
+    assert main(["convert", str(native), str(back), "--format", "diffusers"]) == 0
+    assert_same_numbers(back, published)
+    assert "whose licence it keeps" in (native / "README.md").read_text()
+    (native / "README.md").write_text("a card that someone wrote")
+    assert main(["convert", str(native), str(tmp_path / "half"), "--dtype", "bf16"]) == 0
+    assert (tmp_path / "half" / "README.md").read_text().startswith("a card that someone wrote")
+    assert all(tensor.dtype != torch.float32 for tensor in tensors(open_place(tmp_path / "half")).values())
+    assert sorted(path.name for path in back.iterdir()) == sorted(path.name for path in published.iterdir())
+    settings = json.loads((back / "scheduler" / "scheduler_config.json").read_text())
+    assert (settings["flow_shift"], settings["use_flow_sigmas"]) == (3.0, True)
+    assert Pipeline.from_pretrained(native, device="cpu").sampling.whole_times
+
+
+def test_one_network_becomes_a_folder_that_diffusers_opens(published: Path, tmp_path: Path) -> None:
+    for name, kind in (("transformer", SanaTransformer2DModel), ("vae", AutoencoderDC)):
+        native, back = tmp_path / f"{name}-native", tmp_path / f"{name}-back"
+        assert main(["convert", str(published / name), str(native)]) == 0
+        assert main(["convert", str(native), str(back), "--format", "diffusers", "--dtype", "fp32"]) == 0
+        wanted = kind.from_pretrained(published / name).state_dict()
+        found = kind.from_pretrained(back).state_dict()
+        assert all(torch.equal(found[key], tensor) for key, tensor in wanted.items())
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> TransformerConfig:
+    """A transformer as small as the tests', among the published ones."""
+    config = differing(
+        TRANSFORMERS["sana-0.6b"],
+        latent_channels=3, depth=2, width=96, cross_head_dim=24, text_width=28,
+    )  # fmt: skip
+    monkeypatch.setattr(official, "TRANSFORMERS", {**TRANSFORMERS, "sana-narrow": config})
+    return config
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_transformer_goes_to_an_official_file_and_back(
+    narrow: TransformerConfig, tmp_path: Path, suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from lineardit.interop.native import save_transformer
+    from lineardit.transformer.model import Transformer
+
+    native = save_transformer(tmp_path / "native", Transformer(narrow))
+    file, back = tmp_path / f"sana{suffix}", tmp_path / "back"
+    assert main(["convert", str(native), str(file), "--format", "official"]) == 0
+    assert main(["convert", str(file), str(back)]) == 0
+    assert "official -> native" in capsys.readouterr().out
+    assert_same_numbers(back, native)
+    assert open_place(back).networks["transformer"].config == narrow
+
+
+def test_what_has_no_place_is_named(
+    narrow: TransformerConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shapes = official.transformer_renaming(narrow).foreign_shapes
+    whole = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    torch.save({"state_dict": whole | {"logvar_linear.bias": torch.zeros(1)}}, tmp_path / "sana.pth")
+    assert main(["convert", str(tmp_path / "sana.pth"), str(tmp_path / "out")]) == 0
+    assert "left out: logvar_linear.bias" in capsys.readouterr().out
+
+
+def test_nothing_is_overwritten_without_force(
+    published: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(["convert", str(published / "vae"), str(out)]) == 0
+    before = (out / "lineardit.json").read_bytes()
+    assert main(["convert", str(published / "transformer"), str(out)]) == 2
+    assert "exists. Add --force to replace it" in capsys.readouterr().err
+    assert (out / "lineardit.json").read_bytes() == before
+    assert main(["convert", str(published / "transformer"), str(out), "--force"]) == 0
+    assert list(open_place(out).networks) == ["transformer"]
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "thesis.tex").write_text("years of work")
+    assert main(["convert", str(published / "vae"), str(work), "--force"]) == 2
+    assert "holds something that is no model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("format", ["native", "diffusers", "official"])
+def test_a_disk_that_fills_up_leaves_nothing(
+    published: Path, tmp_path: Path, format: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = 0
+
+    def full(_: str) -> None:
+        nonlocal read
+        read += 1
+        if read == 30:
+            raise OSError(28, "No space left on device")
+
+    out = tmp_path / "out"
+    with pytest.raises(OutputError, match="No space left on device"):
+        export(open_place(published), out, format, on_tensor=full)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["gone", "out"], "gone is no folder and no file here"),
+        (["PUBLISHED", "out", "--dtype", "fp8"], "dtype='fp8' cannot be stored"),
+        (["PUBLISHED/transformer", "out", "--format", "official"], "is one file: let .* end in .pth"),
+        (["TINY", "out", "--format", "diffusers"], "is a SceneTextEncoder, which diffusers does not have"),
+    ],
+)
+def test_what_cannot_be_converted_gets_one_line_and_leaves_nothing(
+    published: Path,
+    tiny_model: Path,
+    tmp_path: Path,
+    arguments: list[str],
+    complaint: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import re
+
+    monkeypatch.chdir(tmp_path)
+    given = [each.replace("PUBLISHED", str(published)).replace("TINY", str(tiny_model)) for each in arguments]
+    assert main(["convert", *given]) == 2
+    error = capsys.readouterr().err
+    assert re.search(complaint, error) and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_autoencoder_of_any_format_can_be_measured(published: Path) -> None:
+    from lineardit.cli import evaluate
+
+    network = evaluate._autoencoder(evaluate.Place(str(published / "vae"), "cpu", "bf16"))
+    assert network.decode(torch.zeros(1, 3, 2, 2, dtype=torch.bfloat16)).shape == (1, 3, 16, 16)
+    with pytest.raises(CheckpointError, match="transformer holds no autoencoder"):
+        evaluate._autoencoder(evaluate.Place(str(published / "transformer"), "cpu", "fp32"))
+
+
+def described(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, dict[str, Any]]:
+    assert main(["info", *arguments, "--json"]) == 0
+    facts: dict[str, dict[str, Any]] = json.loads(capsys.readouterr().out)
+    return facts
+
+
+def test_a_published_pipeline_is_described(published: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = described(capsys, str(published), "--height", "64", "--width", "32", "--dtype", "fp32")
+    network = SanaTransformer2DModel.from_pretrained(published / "transformer")
+    transformer = facts["transformer"]
+    assert facts["model"]["format"] == "diffusers"
+    assert transformer["parameters"] == sum(each.numel() for each in network.parameters())
+    assert (transformer["class"], transformer["dtype"], transformer["preset"]) == ("Transformer", "F32", None)
+    assert facts["text_encoder"] == {"class": "Gemma2Model", "width": 28}
+    assert facts["sampling"]["shift"] == 3.0
+    memory = facts["memory"]
+    assert memory["picture"] == "64 x 32, fp32"
+    file = published / "text_encoder" / "model.safetensors"
+    assert memory["text_encoder_bytes"] == file.stat().st_size
+    assert memory["weights_bytes"] == sum(
+        facts[name]["size_bytes"] for name in ("transformer", "autoencoder")
+    )
+    assert main(["info", str(published)]) == 0
+    assert "denoising" in capsys.readouterr().out
+
+
+def test_a_preset_is_recognised(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from lineardit.interop.native import Component
+
+    config = TRANSFORMERS["sana-1.5-1.6b"]
+    component = Component("Transformer", config, {"x": torch.zeros(1)})
+    save_model(tmp_path / "model", {"transformer": component})
+    assert described(capsys, str(tmp_path / "model"))["transformer"]["preset"] == "sana-1.5-1.6b"
+
+
+def test_a_size_between_tokens_and_checksums_that_are_not_there_are_refused(
+    published: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["info", str(published), "--height", "63"]) == 2
+    assert "height=63 is not a multiple of 8" in capsys.readouterr().err
+    assert main(["info", str(published), "--verify"]) == 2
+    assert "has no checksums to verify" in capsys.readouterr().err
