@@ -1,6 +1,5 @@
 """Shapes of LinearDiT and of the softmax DiT that it is compared with, and their presets."""
 
-import difflib
 import math
 from collections.abc import Mapping
 from typing import Any, Self, TypedDict
@@ -8,8 +7,7 @@ from typing import Any, Self, TypedDict
 from pydantic import Field, model_validator
 
 from lineardit.config.models import Config, FeatureMap, Position
-from lineardit.config.presets import differing
-from lineardit.errors import ConfigError
+from lineardit.config.presets import differing, named
 
 
 class DiTOptions(TypedDict, total=False):
@@ -128,8 +126,4 @@ DITS: Mapping[str, DiTConfig] = {
 
 def dit_preset(name: str) -> DiTConfig:
     """The shape of a LinearDiT or softmax DiT. Raises `ConfigError` for an unknown name."""
-    if name in DITS:
-        return DITS[name]
-    close = difflib.get_close_matches(name, DITS, n=1, cutoff=0.4)
-    suggestion = f"; did you mean {close[0]}?" if close else "."
-    raise ConfigError(f"unknown DiT preset {name}{suggestion} Known are {', '.join(DITS)}.")
+    return named(name, DITS, "DiT")

@@ -169,8 +169,8 @@ class AutoencoderConfig(Config):
         return int(2 ** (len(self.encoder) - 1))
 
 
-class SceneTextConfig(Config):
-    """The bundled model's text encoder: a small transformer over word pieces, run without any download."""
+class TextConfig(Config):
+    """What text encoders that run from files alone have in common."""
 
     vocabulary: int = Field(gt=0)
     width: int = Field(gt=0)
@@ -184,3 +184,16 @@ class SceneTextConfig(Config):
         if self.width % self.head_dim:
             raise ValueError(f"width={self.width} is no multiple of head_dim={self.head_dim}.")
         return self
+
+
+class SceneTextConfig(TextConfig):
+    """A small text encoder that is trained here, on the captions of scenes."""
+
+
+class BertConfig(TextConfig):
+    """A pre-trained encoder of the BERT family, such as MiniLM (width 384, depth 6)."""
+
+    hidden: int = Field(gt=0)
+    """Channels inside the feed-forward."""
+    norm_eps: float = Field(1e-12, gt=0)
+    max_tokens: int = Field(128, gt=0)

@@ -97,15 +97,16 @@ AUTOENCODERS: Mapping[str, AutoencoderConfig] = {
 
 def transformer_preset(name: str) -> TransformerConfig:
     """The shape of a published transformer. Raises `ConfigError` for an unknown name."""
-    return _named(name, TRANSFORMERS, "transformer")
+    return named(name, TRANSFORMERS, "transformer")
 
 
 def autoencoder_preset(name: str) -> AutoencoderConfig:
     """The shape of a published autoencoder. Raises `ConfigError` for an unknown name."""
-    return _named(name, AUTOENCODERS, "autoencoder")
+    return named(name, AUTOENCODERS, "autoencoder")
 
 
-def _named(name: str, presets: Mapping[str, C], what: str) -> C:
+def named(name: str, presets: Mapping[str, C], what: str) -> C:
+    """The preset of that name. Raises `ConfigError`, with the nearest name, where there is none."""
     if name in presets:
         return presets[name]
     close = difflib.get_close_matches(name, presets, n=1, cutoff=0.4)

@@ -48,7 +48,7 @@ class LoopConfig(OptimizerConfig):
     """Samples per step."""
     seed: int = Field(0, ge=0)
     """All randomness of step k is a function of this and k."""
-    dtype: Literal["bf16", "fp32"] = "bf16"
+    dtype: Literal["auto", "bf16", "fp32"] = "auto"
     """Of matrix products; weights, sums and the optimizer stay in float32."""
     compile: bool = False
     """Fuse the forward and backward pass with torch.compile: minutes to start, then about twice as fast."""
@@ -74,7 +74,9 @@ class ReconstructionConfig(Config):
     mse: float = Field(0.0, ge=0)
     """Of the mean squared error."""
     perceptual: float = Field(0.0, ge=0)
-    """Of the distance between features; 0 builds no feature network."""
+    """Of the distance between features (the LPIPS formula); 0 computes none."""
+    lpips: Path | None = None
+    """File of the published LPIPS weights over VGG-16, as safetensors; fixed filters take their place."""
 
     @model_validator(mode="after")
     def something_is_learned(self) -> Self:
@@ -145,7 +147,9 @@ class TransformerRun(Config):
     autoencoder: Path
     """Folder of the trained autoencoder."""
     text_encoder: Path
-    """Folder of the text encoder."""
+    """Folder of the text encoder; it stays as it is."""
+    start: Path | None = None
+    """Folder of a model whose transformer this run starts from; without it, from random weights."""
     times: TimeConfig = TimeConfig()
     prompt_dropout: float = Field(0.1, ge=0, lt=1)
     """Share of samples that are shown no prompt, so that guidance has something to lead away from."""
@@ -157,7 +161,7 @@ class TransformerRun(Config):
 
 
 class TextRun(Config):
-    """Train the bundled model's text encoder on captions and the truth of their scenes."""
+    """Train a small text encoder on captions and the truth of their scenes."""
 
     kind: Literal["text"] = "text"
     """Tells recipes apart."""

@@ -1,0 +1,243 @@
+"""The server's side of one worker process: started, asked to draw, listened to, and ended."""
+
+import asyncio
+import contextlib
+import itertools
+import sys
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import lineardit.errors as errors
+from lineardit.config.serving import ServingConfig
+from lineardit.errors import LineardiTError
+from lineardit.serving.frames import Frame, FrameError, pack, receive_frame
+from lineardit.serving.ticket import Finished, Note, Partial, Picture, Pixels, Progress
+
+WORKER = (sys.executable, "-m", "lineardit.serving.worker")
+BUNDLED = "emoji"
+"""What the bundled model is called; `lineardit.pipeline` has the same name, but imports torch."""
+
+_BUFFER = 1 << 22
+
+Result = TypeVar("Result")
+
+
+class Facts(NamedTuple):
+    """What a worker says of its model once it is loaded."""
+
+    name: str
+    device: str
+    dtype: str
+    batch: int
+    """Pictures denoised together."""
+    unit: int
+    """Height and width are multiples of it."""
+    size: int
+    """Height and width where none is asked for."""
+    num_inference_steps: int
+    guidance_scale: float
+    sampler: str
+    """The one that the model was made for."""
+    samplers: tuple[str, ...]
+
+
+class WorkerDiedError(LineardiTError):
+    """The process ended, hung, or said what makes no sense."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__(f"the process that draws on {device} ended; its last words, if any, are above.")
+
+
+class Device:
+    """One device with the process that owns it. `start` after `stop` gives a fresh one."""
+
+    def __init__(self, config: ServingConfig, name: str, command: Sequence[str] | None = None) -> None:
+        self._config, self._name, self._command = config, name, tuple(command or WORKER)
+        self._process: asyncio.subprocess.Process | None = None
+        self._facts: Facts | None = None
+        self._numbers = itertools.count(1)
+        self._number = 0
+        self.batch: list[Picture] = []
+        """What is being drawn."""
+
+    @property
+    def facts(self) -> Facts:
+        """What the loaded model takes."""
+        assert self._facts is not None
+        return self._facts
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether its process is there, with the model loaded."""
+        return self._facts is not None
+
+    @property
+    def process_id(self) -> int | None:
+        """Of the worker, where there is one."""
+        return None if self._process is None else self._process.pid
+
+    async def start(self) -> Facts:
+        """Start the process and wait until the model is loaded, unless that was done before.
+
+        Raises:
+            LineardiTError: as `Pipeline.from_pretrained`.
+            WorkerDiedError: the process ended without a word.
+        """
+        if self._facts is not None:
+            return self._facts
+        self._process = await asyncio.create_subprocess_exec(
+            *self._command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=_BUFFER
+        )
+        model = self._config.model
+        order = {
+            "type": "load",
+            "model": model,
+            # Pictures and answers name the model, and must not tell where it lies.
+            "name": BUNDLED if model is None else Path(model).resolve().name,
+            "device": self._name,
+            "dtype": self._config.dtype,
+            "batch": self._config.batch,
+        }
+        await self._send(order)
+        message = (await self._receive(self._config.load_seconds)).message
+        if message["type"] == "failed":
+            kind = getattr(errors, str(message["kind"]), LineardiTError)
+            raise kind(message["message"])
+        ready = {name: message[name] for name in Facts._fields}
+        self._facts = Facts(**{**ready, "samplers": tuple(ready["samplers"])})
+        return self._facts
+
+    async def stop(self) -> None:
+        """End the process: it does so itself when its input ends, and is killed if it hangs."""
+        process, self._facts, self.batch = self._process, None, []
+        if process is None:
+            return
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            async with asyncio.timeout(2):
+                await process.wait()
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+        self._process = None
+
+    async def unless_it_dies(self, work: Coroutine[Any, Any, Result]) -> Result:
+        """Await something else while the process is idle; `WorkerDiedError` if that ends meanwhile."""
+        assert self._process is not None
+        dead, doing = asyncio.ensure_future(self._process.wait()), asyncio.ensure_future(work)
+        try:
+            await asyncio.wait((dead, doing), return_when=asyncio.FIRST_COMPLETED)
+            if doing.done():
+                return doing.result()
+            raise WorkerDiedError(self._name)
+        finally:
+            dead.cancel()
+            doing.cancel()
+
+    async def draw(self, pictures: Sequence[Picture]) -> str | None:
+        """Draw pictures together and tell their tickets; the kind of error if the worker says it cannot.
+
+        Raises:
+            WorkerDiedError: some of the pictures may be finished.
+        """
+        self.batch, self._number = list(pictures), next(self._numbers)
+        await self._send(
+            {
+                "type": "draw",
+                "batch": self._number,
+                "jobs": [dict(picture.settings) for picture in pictures],
+                "partials": [list(picture.partials) for picture in pictures],
+                "previews": [picture.ticket.previews for picture in pictures],
+            }
+        )
+        # Somebody may have left before the worker could be told.
+        self.cancel([picture for picture in pictures if not picture.open])
+        try:
+            while True:
+                frame = await self._receive(self._config.stall_seconds)
+                match frame.message["type"]:
+                    case "done":
+                        return None
+                    case "failed":
+                        return str(frame.message["kind"])
+                    case _:
+                        self._tell(frame)
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise WorkerDiedError(self._name) from None
+        finally:
+            self.batch = []
+
+    def cancel(self, pictures: Sequence[Picture]) -> None:
+        """Tell the worker which of its pictures nobody waits for; it stops between two steps."""
+        process = self._process
+        if process is None or process.stdin is None or process.stdin.is_closing():
+            return
+        for picture in pictures:
+            for row, drawn in enumerate(self.batch):
+                if drawn is picture:
+                    process.stdin.write(pack({"type": "cancel", "batch": self._number, "row": row}))
+
+    def _tell(self, frame: Frame) -> None:
+        message, payload = frame
+        if message["batch"] != self._number:
+            raise WorkerDiedError(self._name)
+        match message["type"]:
+            case "step":
+                self._tell_step(message, payload)
+            case "note":
+                picture = self.batch[message["row"]]
+                picture.ticket.tell(Note(picture.index, message["text"]))
+            case "partial":
+                picture, pixels = self.batch[message["row"]], _pixels(message, payload)
+                picture.ticket.tell(Partial(picture.index, message["number"], pixels))
+            case "picture":
+                picture, pixels = self.batch[message["row"]], _pixels(message, payload)
+                wanted = (picture.settings["width"], picture.settings["height"])
+                if (pixels.width, pixels.height) != wanted:
+                    raise WorkerDiedError(self._name)
+                picture.ticket.tell(Finished(picture.index, pixels))
+            case _:
+                raise WorkerDiedError(self._name)
+
+    def _tell_step(self, message: dict[str, Any], payload: bytes) -> None:
+        previews: dict[int, Pixels] = {}
+        if message["rows"]:
+            size = len(payload) // len(message["rows"])
+            for number, row in enumerate(message["rows"]):
+                previews[row] = _pixels(message, payload[number * size : (number + 1) * size])
+        for row, picture in enumerate(self.batch):
+            if picture.open:
+                progress = Progress(picture.index, message["step"], message["total"], previews.get(row))
+                picture.ticket.tell(progress)
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        assert self._process is not None and self._process.stdin is not None
+        try:
+            self._process.stdin.write(pack(message))
+            await self._process.stdin.drain()
+        except (OSError, RuntimeError):
+            raise WorkerDiedError(self._name) from None
+
+    async def _receive(self, seconds: float) -> Frame:
+        assert self._process is not None and self._process.stdout is not None
+        try:
+            async with asyncio.timeout(seconds):
+                frame = await receive_frame(self._process.stdout)
+        except (FrameError, OSError):
+            frame = None
+        except TimeoutError:
+            self._process.kill()
+            frame = None
+        if frame is None:
+            raise WorkerDiedError(self._name)
+        return frame
+
+
+def _pixels(message: dict[str, Any], payload: bytes) -> Pixels:
+    pixels = Pixels(message["width"], message["height"], payload)
+    if len(payload) != 3 * pixels.width * pixels.height:
+        raise ValueError("a picture of another size than it says")
+    return pixels

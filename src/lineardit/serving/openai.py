@@ -1,0 +1,133 @@
+"""OpenAI's calls: `POST /v1/images/generations` and `GET /v1/models`, as its clients write and read them."""
+
+import json
+import time
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+
+from lineardit.serving.engine import Engine
+from lineardit.serving.failures import Failure
+from lineardit.serving.metrics import Metrics
+from lineardit.serving.replies import EventStream, datum, encoded, json_reply, while_connected
+from lineardit.serving.schema import ImageRequest, PictureFormat, openai_wish, ticket_for
+from lineardit.serving.ticket import Finished, Note, Partial, Progress, Ticket, Waiting
+
+
+def add_openai(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
+    """Put the routes into the application."""
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        """The one model, with what it takes beside OpenAI's fields."""
+        return json_reply({"object": "list", "data": [_model(engine)]})
+
+    @app.get("/v1/models/{name}")
+    async def model(name: str) -> Response:
+        """The model of this name."""
+        found = _model(engine)
+        if name != found["id"]:
+            message = "There is no such model here. GET /v1/models lists what there is."
+            raise Failure(404, "model_not_found", message, field="model")
+        return json_reply(found)
+
+    @app.post("/v1/images/generations")
+    async def generate(wanted: ImageRequest, request: Request) -> Response:
+        """Pictures from a prompt, in base64; with `stream`, one event after the other."""
+        assert engine.facts is not None
+        wish = openai_wish(wanted, engine.facts)
+        progress = bool(wanted.stream and wanted.progress)
+        ticket = ticket_for(
+            wish, engine.facts, engine.config.limits, partials=wanted.partial_images or 0, previews=progress
+        )
+        picture_format: PictureFormat = wanted.output_format or "png"
+        engine.submit(ticket)
+        if wanted.stream:
+            events = _openai_events(ticket, picture_format, wanted.output_compression, progress)
+            return EventStream(_kept(events, request, ticket, engine, metrics))
+        found: dict[int, dict[str, Any]] = {}
+        notes = []
+        async with while_connected(request, ticket, engine, metrics):
+            async for event in ticket:
+                if isinstance(event, Finished):
+                    found[event.index] = await datum(
+                        ticket.pictures[event.index], event.pixels, picture_format, wanted.output_compression
+                    )
+                elif isinstance(event, Note):
+                    notes.append(event.text)
+        first = ticket.pictures[0].settings
+        return json_reply(
+            {
+                "created": int(time.time()),
+                "data": [found[index] for index in sorted(found)],
+                "output_format": picture_format,
+                "size": f"{first['width']}x{first['height']}",
+                "background": "opaque",
+                "notes": notes,
+            }
+        )
+
+
+async def _openai_events(
+    ticket: Ticket, picture_format: PictureFormat, quality: int | None, progress: bool
+) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
+    """What happens to a request, as OpenAI's events, and as ours where `progress` asks for them."""
+    try:
+        async for event in ticket:
+            match event:
+                case Waiting() if progress:
+                    yield "lineardit.waiting", {"position": event.position}
+                case Progress() if progress:
+                    told = {"index": event.index, "step": event.step, "total": event.total}
+                    preview = None if event.preview is None else await encoded(event.preview)
+                    yield "lineardit.progress", {**told, "preview": preview}
+                case Note() if progress:
+                    yield "lineardit.note", {"index": event.index, "text": event.text}
+                case Partial() | Finished():
+                    picture = ticket.pictures[event.index]
+                    made = await datum(picture, event.pixels, picture_format, quality)
+                    size = f"{event.pixels.width}x{event.pixels.height}"
+                    about = {"created_at": int(time.time()), "size": size, "quality": "auto"}
+                    about |= {"output_format": picture_format, "background": "opaque", "index": event.index}
+                    if isinstance(event, Partial):
+                        about["partial_image_index"] = event.number
+                        yield "image_generation.partial_image", {**made, **about}
+                    else:
+                        yield "image_generation.completed", {**made, **about, "usage": _usage()}
+    except Failure as failure:
+        yield "error", failure.body()
+
+
+async def _kept(
+    events: AsyncGenerator[tuple[str, dict[str, Any]], None],
+    request: Request,
+    ticket: Ticket,
+    engine: Engine,
+    metrics: Metrics,
+) -> AsyncGenerator[bytes, None]:
+    """Events as a browser reads them, for as long as somebody does."""
+    async with while_connected(request, ticket, engine, metrics):
+        async for name, data in events:
+            yield f"event: {name}\ndata: {json.dumps({'type': name, **data})}\n\n".encode()
+
+
+def _model(engine: Engine) -> dict[str, Any]:
+    facts, limits = engine.facts, engine.config.limits
+    assert facts is not None
+    takes = {
+        "unit": facts.unit,
+        "size": facts.size,
+        "num_inference_steps": facts.num_inference_steps,
+        "guidance_scale": facts.guidance_scale,
+        "sampler": facts.sampler,
+        "samplers": list(facts.samplers),
+        "limits": limits.model_dump(include={"pictures", "pixels", "steps", "work", "prompt"}),
+    }
+    return {"id": facts.name, "object": "model", "created": 0, "owned_by": "lineardit", "takes": takes}
+
+
+def _usage() -> dict[str, Any]:
+    """OpenAI's events must have it; nothing is counted in tokens here."""
+    none = {"image_tokens": 0, "text_tokens": 0}
+    return {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0, "input_tokens_details": none}

@@ -1,0 +1,245 @@
+"""The process that owns one device: `python -m lineardit.serving.worker`, spoken to in frames over its pipes.
+
+    in    load     model, name, device, dtype, batch        once, first
+          draw     batch, jobs, partials, previews
+          cancel   batch, row
+    out   ready    what the model takes, and how many pictures are drawn together
+          step     batch, step, total, rows                 bytes: previews of these rows, if wanted
+          note     batch, row, text
+          partial  batch, row, number, width, height        bytes: pixels
+          picture  batch, row, width, height                bytes: pixels
+          done     batch
+          failed   batch (null while loading), kind, message
+
+It ends as soon as its input does, so that none outlives the server, whatever ended that. The signals that
+end a server reach the whole group of processes: a worker ignores them, since the server still needs it.
+"""
+
+import logging
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from io import BufferedIOBase
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lineardit.data.pictures import to_picture
+from lineardit.diffusion.samplers import SAMPLERS
+from lineardit.diffusion.states import State
+from lineardit.errors import LineardiTError, NotFiniteError
+from lineardit.pipeline import CONSISTENCY, Pipeline, Settings
+from lineardit.serving.frames import FrameError, pack, read_frame
+from lineardit.serving.preview import Colours
+from lineardit.text.embedding import TextEmbedding
+
+_log = logging.getLogger(__name__)
+
+_PREVIEW_SECONDS = 0.1
+_LONGEST_NOTE = 500
+
+
+class Orders:
+    """What the server wants, read by a thread of its own so that a cancellation is seen between two steps."""
+
+    def __init__(self, stream: BufferedIOBase) -> None:
+        self._stream = stream
+        self._waiting: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._cancelled: set[tuple[int, int]] = set()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def next(self) -> dict[str, Any]:
+        """The next message that asks for work."""
+        return self._waiting.get()
+
+    def is_cancelled(self, batch: int, row: int) -> bool:
+        """Whether nobody waits for this picture any more."""
+        return (batch, row) in self._cancelled
+
+    def forget(self, batch: int) -> None:
+        """Drop what was said about a batch that is finished."""
+        self._cancelled = {entry for entry in self._cancelled if entry[0] > batch}
+
+    def _read(self) -> None:
+        try:
+            while (frame := read_frame(self._stream)) is not None:
+                message = frame.message
+                if message["type"] == "cancel":
+                    self._cancelled.add((message["batch"], message["row"]))
+                else:
+                    self._waiting.put(message)
+        except (FrameError, OSError, KeyError):
+            pass
+        # The server is gone: nobody is left to draw for.
+        os._exit(0)
+
+
+class Worker:
+    """A loaded model that draws batches and says what it does."""
+
+    def __init__(self, pipe: Pipeline, orders: Orders, output: BufferedIOBase, together: int) -> None:
+        self._pipe, self._orders, self._output = pipe, orders, output
+        self._together = 1 if pipe.device.type == "cpu" else together
+        self._colours = Colours.fit(pipe.autoencoder)
+
+    def facts(self) -> dict[str, Any]:
+        """What the server has to know to check requests."""
+        pipe = self._pipe
+        return {
+            "name": pipe.name,
+            "device": str(pipe.device),
+            "dtype": str(pipe.dtype).removeprefix("torch."),
+            "batch": self._together,
+            "unit": pipe.autoencoder.config.stride * pipe.transformer.config.patch_size,
+            "size": pipe.sampling.size,
+            "num_inference_steps": pipe.sampling.num_inference_steps,
+            "guidance_scale": pipe.sampling.guidance_scale,
+            "sampler": pipe.sampling.sampler,
+            # A model of few steps knows no other sampler than its own.
+            "samplers": [CONSISTENCY] if pipe.sampling.sampler == CONSISTENCY else list(SAMPLERS),
+        }
+
+    def serve(self) -> None:
+        """Draw what is asked for until the input ends."""
+        self.say({"type": "ready", **self.facts()})
+        while True:
+            order = self._orders.next()
+            batch = order["batch"]
+            try:
+                self._draw(order)
+            except LineardiTError as error:
+                self._failed(batch, type(error).__name__, str(error))
+            except torch.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                self._failed(batch, "OutOfMemory", "the device has too little memory for this picture")
+            except Exception:
+                _log.exception("a batch failed")
+                self._failed(batch, "Internal", "see the log of the server")
+            else:
+                self.say({"type": "done", "batch": batch})
+            self._orders.forget(batch)
+
+    def say(self, message: Mapping[str, Any], payload: bytes = b"") -> None:
+        """Send one frame."""
+        self._output.write(pack(message, payload))
+        self._output.flush()
+
+    def _failed(self, batch: int, kind: str, message: str) -> None:
+        self.say({"type": "failed", "batch": batch, "kind": kind, "message": message})
+
+    def _draw(self, order: Mapping[str, Any]) -> None:
+        batch: int = order["batch"]
+        jobs = [Settings(**job) for job in order["jobs"]]
+        partials: list[list[int]] = order["partials"]
+        wants_preview: list[bool] = order["previews"]
+        shown = 0.0
+        for state in self._pipe.states(jobs, self._embed(batch, jobs)):
+            rows = [row for row in range(len(jobs)) if not self._orders.is_cancelled(batch, row)]
+            if not rows:
+                return
+            if state.step == state.total:
+                self._step(batch, state, [])
+                for row in rows:
+                    self._picture("picture", batch, row, state.latents)
+                return
+            looking = [row for row in rows if wants_preview[row]]
+            if looking and time.monotonic() - shown < _PREVIEW_SECONDS:
+                looking = []
+            elif looking:
+                shown = time.monotonic()
+            self._step(batch, state, looking)
+            for row in rows:
+                if state.step in partials[row]:
+                    number = partials[row].index(state.step)
+                    self._picture("partial", batch, row, state.denoised, number=number)
+
+    def _embed(self, batch: int, jobs: Sequence[Settings]) -> TextEmbedding:
+        """Each prompt read alone, so that its embedding is the same in any batch, then padded together."""
+        found = []
+        for row, job in enumerate(jobs):
+            with _warnings_of("lineardit.text") as warnings:
+                found.append(self._pipe.embed([job]))
+            for text in warnings:
+                note = {"type": "note", "batch": batch, "row": row, "text": text[:_LONGEST_NOTE]}
+                self.say(note)
+        return _stacked(found)
+
+    def _step(self, batch: int, state: State, looking: Sequence[int]) -> None:
+        height, width = state.denoised.shape[-2:]
+        colours = [self._colours(state.denoised[row]).contiguous().numpy().tobytes() for row in looking]
+        message = {"type": "step", "batch": batch, "step": state.step, "total": state.total}
+        self.say({**message, "rows": list(looking), "width": width, "height": height}, b"".join(colours))
+
+    def _picture(self, kind: str, batch: int, row: int, latents: Tensor, **more: int) -> None:
+        # Decoded alone, so that the pixels are the same in any batch.
+        pixels = self._pipe.decode(latents[row : row + 1])[0]
+        if not torch.isfinite(pixels).all():
+            raise NotFiniteError("the picture has pixels that are no numbers: try another dtype.")
+        picture = to_picture(pixels)
+        about = {"type": kind, "batch": batch, "row": row, "width": picture.width, "height": picture.height}
+        self.say({**about, **more}, picture.tobytes())
+
+
+def main() -> None:
+    """Load the model that the first frame names, then draw until the input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Whatever a library prints must not get between frames.
+    output = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    orders = Orders(os.fdopen(os.dup(0), "rb"))
+    order = orders.next()
+    try:
+        pipe = Pipeline.from_pretrained(order["model"], device=order["device"], dtype=order["dtype"])
+        pipe.name = order["name"]
+        worker = Worker(pipe, orders, output, order["batch"])
+    except LineardiTError as error:
+        failed = {"type": "failed", "batch": None, "kind": type(error).__name__, "message": str(error)}
+        output.write(pack(failed))
+        output.flush()
+        return
+    worker.serve()
+
+
+def _stacked(found: Sequence[TextEmbedding]) -> TextEmbedding:
+    """Embeddings of single jobs as those of a batch: all that lead away first, then all prompts."""
+    longest = max(text.mask.shape[1] for text in found)
+    pad = torch.nn.functional.pad
+    embeddings = [pad(text.embeddings, (0, 0, 0, longest - text.mask.shape[1])) for text in found]
+    masks = [pad(text.mask, (0, longest - text.mask.shape[1])) for text in found]
+    parts = range(len(found[0].mask))  # the negative and the prompt, or the prompt alone
+    return TextEmbedding(
+        torch.stack([text[part] for part in parts for text in embeddings]),
+        torch.stack([text[part] for part in parts for text in masks]),
+    )
+
+
+@contextmanager
+def _warnings_of(name: str) -> Iterator[list[str]]:
+    """What a part of the package warns of: it goes to whoever asked, not to the log."""
+    found: list[str] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            found.append(record.getMessage())
+
+    logger, handler = logging.getLogger(name), Keep(logging.WARNING)
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield found
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = True
+
+
+if __name__ == "__main__":
+    if sys.stdin is None or sys.stdin.isatty():
+        sys.exit("this process is started by `lineardit serve`")
+    main()

@@ -1,0 +1,151 @@
+"""A real worker process, spoken to in frames: its pictures are those of the pipeline, alone or together."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lineardit.data.pictures import to_picture
+from lineardit.pipeline import Pipeline, Settings
+from lineardit.serving.device import BUNDLED, WORKER, Facts
+from lineardit.serving.frames import Frame, pack, read_frame
+from lineardit.serving.worker import _stacked
+
+CAT = "a red apple left of a cat"
+
+
+class Speaker:
+    """The server's end of the pipes."""
+
+    def __init__(self, model: str) -> None:
+        self.process = subprocess.Popen(WORKER, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.say(type="load", model=model, name="tiny", device="cpu", dtype="fp32", batch=8)
+        self.first = self.hear().message
+
+    def say(self, **message: Any) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(pack(message))
+        self.process.stdin.flush()
+
+    def hear(self) -> Frame:
+        assert self.process.stdout is not None
+        frame = read_frame(self.process.stdout)
+        assert frame is not None
+        return frame
+
+    def draw(self, batch: int, *jobs: dict[str, Any], **options: Any) -> list[Frame]:
+        more = {"partials": [[]] * len(jobs), "previews": [False] * len(jobs), **options}
+        self.say(type="draw", batch=batch, jobs=list(jobs), **more)
+        found = [self.hear()]
+        while found[-1].message["type"] not in ("done", "failed"):
+            found.append(self.hear())
+        return found
+
+    def close(self) -> None:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.wait(10)
+        self.process.stdout.close()
+
+
+def job(prompt: str = CAT, seed: int = 7, **settings: Any) -> dict[str, Any]:
+    usual = {
+        "negative_prompt": "",
+        "height": 16,
+        "width": 24,
+        "num_inference_steps": 3,
+        "guidance_scale": 3.0,
+    }
+    return {"prompt": prompt, "seed": seed, "sampler": "dpm++", "model": "tiny", **usual, **settings}
+
+
+@pytest.fixture(scope="module")
+def worker(tiny_model: Path) -> Iterator[Speaker]:
+    speaker = Speaker(str(tiny_model))
+    yield speaker
+    # Without a server there is nobody to draw for: it ends in the middle of its work.
+    speaker.say(type="draw", batch=99, jobs=[job(num_inference_steps=900)], partials=[[]], previews=[False])
+    speaker.close()
+    assert speaker.process.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def pipe(tiny_model: Path) -> Pipeline:
+    return Pipeline.from_pretrained(tiny_model, device="cpu")
+
+
+def drawn(pipe: Pipeline, *jobs: dict[str, Any]) -> list[bytes]:
+    return [picture.tobytes() for picture in pipe.draw([Settings(**each) for each in jobs]).images]
+
+
+def test_it_says_what_the_model_takes(worker: Speaker, pipe: Pipeline) -> None:
+    message = dict(worker.first)
+    assert message.pop("type") == "ready" and set(message) == set(Facts._fields)
+    assert message["unit"] == 8 and message["size"] == 24 and message["name"] == "tiny"
+    assert message["batch"] == 1  # on a CPU each picture is drawn alone
+    from lineardit.pipeline import BUNDLED as named
+
+    assert named == BUNDLED
+
+
+def test_a_picture_is_that_of_the_pipeline_to_the_bit(worker: Speaker, pipe: Pipeline) -> None:
+    frames = worker.draw(1, job(), partials=[[1, 2]], previews=[True])
+    kinds = [frame.message["type"] for frame in frames]
+    assert kinds == ["step", "partial", "step", "partial", "step", "picture", "done"]
+    assert frames[-2].payload == drawn(pipe, job())[0]
+    states = list(pipe.states([Settings(**job())]))
+    for frame, state in zip((frames[1], frames[3]), states[:2], strict=True):
+        assert frame.payload == to_picture(pipe.decode(state.denoised)[0]).tobytes()
+    preview = frames[0]
+    assert preview.message["rows"] == [0] and len(preview.payload) == 3 * 4 * 6
+
+
+def test_pictures_denoised_together_are_those_made_alone(worker: Speaker, pipe: Pipeline) -> None:
+    jobs = [job(seed=seed, prompt=prompt) for seed, prompt in ((1, CAT), (2, "two dogs"), (3, "a house"))]
+    frames = [frame for frame in worker.draw(2, *jobs) if frame.message["type"] == "picture"]
+    assert [frame.message["row"] for frame in frames] == [0, 1, 2]
+    for frame, alone in zip(frames, drawn(pipe, *jobs), strict=True):
+        one, other = (
+            torch.frombuffer(bytearray(data), dtype=torch.uint8).int() for data in (frame.payload, alone)
+        )
+        # Products of other shapes round in other places: at most one level of 255, in hardly any place.
+        assert (one - other).abs().max() <= 1 and (one != other).float().mean() < 0.01
+    assert len({frame.payload for frame in frames}) == 3
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_embeddings_of_single_jobs_are_those_of_the_batch(pipe: Pipeline, scale: float) -> None:
+    jobs = [Settings(**job(prompt=prompt, guidance_scale=scale)) for prompt in (CAT, "two dogs")]
+    together, stacked = pipe.embed(jobs), _stacked([pipe.embed([each]) for each in jobs])
+    assert torch.equal(stacked.mask, together.mask)
+    kept = together.mask.bool()
+    torch.testing.assert_close(stacked.embeddings[kept], together.embeddings[kept])
+
+
+def test_a_cancelled_batch_ends_and_the_next_one_is_drawn(worker: Speaker, pipe: Pipeline) -> None:
+    worker.say(type="cancel", batch=3, row=0)
+    assert worker.draw(3, job(num_inference_steps=900))[-1].message["type"] == "done"
+    frames = worker.draw(4, job())
+    assert frames[-2].payload == drawn(pipe, job())[0]
+
+
+def test_words_that_were_cut_off_are_told_to_whoever_asked(worker: Speaker) -> None:
+    frames = worker.draw(5, job(prompt=CAT + " left of a dogs house of cat"))
+    notes = [frame.message["text"] for frame in frames if frame.message["type"] == "note"]
+    assert len(notes) == 1 and notes[0].endswith("not in the picture: dogs house of cat")
+
+
+def test_a_mistake_is_told_and_the_worker_goes_on(worker: Speaker) -> None:
+    assert worker.draw(6, job(sampler="eular"))[-1].message["kind"] == "InputError"
+    assert worker.draw(7, job(height=0))[-1].message["type"] == "failed"
+    assert worker.draw(8, job())[-1].message["type"] == "done"
+
+
+def test_a_model_that_is_none_is_told_and_the_process_ends(tmp_path: Path) -> None:
+    speaker = Speaker(str(tmp_path / "gone"))
+    assert speaker.first["kind"] == "CheckpointError" and "is no folder" in speaker.first["message"]
+    assert speaker.process.wait(20) == 0
+    speaker.close()
