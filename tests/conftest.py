@@ -6,11 +6,17 @@ from pathlib import Path
 from jaxtyping import install_import_hook
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+if not any(Path("/dev").glob("nvidia[0-9]*")):
+    os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported: its kernels then run on the CPU
 
 PACKAGE = Path(__file__).parents[1] / "src" / "lineardit"
 # No tensors there, and pydantic's methods return `Self`, which beartype refuses outside a decorated class.
-WITHOUT_TENSORS = {"errors", "config", "cli"}
+# Triton reads its kernels' source, in which nothing may be wrapped.
+WITHOUT_TENSORS = {"errors", "config", "cli", "kernels"}
 UNITS = {path.stem for path in PACKAGE.glob("[a-z]*")} - WITHOUT_TENSORS
+UNITS |= {f"kernels.{path.stem}" for path in (PACKAGE / "kernels").glob("[a-z]*.py")} - {
+    "kernels.triton_attention"
+}
 
 # Before anything of the package is imported: annotated shapes are then enforced in every call a test makes.
 install_import_hook([f"lineardit.{unit}" for unit in sorted(UNITS)], "beartype.beartype")
@@ -37,7 +43,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from lineardit.autoencoder.model import Autoencoder
     from lineardit.config.models import AutoencoderConfig, SceneTextConfig, TransformerConfig
     from lineardit.interop.native import Component, save_model
-    from lineardit.interop.scene_text import scene_text_component
+    from lineardit.interop.text import text_component
     from lineardit.text.scene_encoder import SceneTextEncoder
     from lineardit.text.word_pieces import build_tokenizer
     from lineardit.transformer.model import Transformer
@@ -52,7 +58,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         autoencoder, transformer = Autoencoder(autoencoder_config), Transformer(transformer_config)
         tokenizer = build_tokenizer(["a red apple left of a cat", "two dogs", "a house"], 256)
-        text, files = scene_text_component(SceneTextEncoder(text_config, tokenizer))
+        text, files = text_component(SceneTextEncoder(text_config, tokenizer))
         # Large enough that prompt, guidance and time all show in the picture.
         for tensors in (transformer.state_dict(), text.tensors):
             for tensor in tensors.values():

@@ -1,4 +1,4 @@
-"""The model that ships: it is small, loads from the package alone, and heeds its words for colours."""
+"""The model that ships: it is small, loads from the package alone, and draws what it is asked for."""
 
 from importlib.resources import files
 from pathlib import Path
@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from lineardit.data.backgrounds import BACKGROUND_NAMES, background_rows
+from lineardit.evaluation.detector import SceneDetector
 from lineardit.interop.native import check_files
 from lineardit.pipeline import Pipeline
 
 WEIGHTS = Path(str(files("lineardit"))) / "weights"
+OBJECTS = ("apple", "cat", "dog", "pizza", "rocket", "banana", "panda", "house")
 COLOURS = ("white", "sky blue", "green", "purple", "yellow", "black")
 
 
@@ -31,6 +33,21 @@ def test_the_background_is_the_colour_that_was_asked_for(pipe: Pipeline) -> None
     truth = background_rows(8)[[BACKGROUND_NAMES.index(colour) for colour in COLOURS], :, 4]
     nearest = torch.cdist(found, truth).argmin(1)
     assert (nearest == torch.arange(len(COLOURS))).sum() >= len(COLOURS) - 1
+
+
+def test_the_object_that_was_asked_for_is_in_the_picture(pipe: Pipeline) -> None:
+    images = pipe([f"a large {name} on a white background" for name in OBJECTS], output_type="pt").images
+    found = [{each.name for each in picture.objects} for picture in SceneDetector.load().detect(images)]
+    right = [name in names for name, names in zip(OBJECTS, found, strict=True)]
+    assert sum(right) >= len(OBJECTS) - 2, dict(zip(OBJECTS, found, strict=True))
+
+
+def test_the_picture_of_the_readme_shows_both_objects_where_they_were_asked_for(pipe: Pipeline) -> None:
+    prompt = "a red apple left of a cat on a sky blue background"
+    image = pipe(prompt, seed=7, output_type="pt").images
+    (picture,) = SceneDetector.load().detect(image)
+    places = {each.name: each.x for each in picture.objects}
+    assert picture.background == "sky blue" and places["apple"] < places["cat"]
 
 
 def test_the_same_seed_gives_the_same_picture_alone_and_among_others(pipe: Pipeline) -> None:

@@ -62,7 +62,8 @@ def test_every_declared_dependency_is_pinned() -> None:
         *(line for extra in project["optional-dependencies"].values() for line in extra),
     ]
     pinned = requirement_names((ROOT / "constraints.txt").read_text("utf-8").splitlines())
-    assert {name.replace("_", "-") for name in requirement_names(declared)} <= pinned
+    # Which triton fits is for torch to say: its build for CUDA asks for one version exactly.
+    assert {name.replace("_", "-") for name in requirement_names(declared)} - {"triton"} <= pinned
 
 
 def test_everything_imports_while_torchvision_is_blocked() -> None:

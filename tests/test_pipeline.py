@@ -46,6 +46,22 @@ def test_a_picture_is_the_same_alone_and_in_any_batch(pipe: Pipeline) -> None:
     torch.testing.assert_close(together[1:2], alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_pictures_with_and_without_guidance_can_be_drawn_in_one_call(pipe: Pipeline, batch_size: int) -> None:
+    plain, guided = pipe.plan(CAT, seed=3, guidance_scale=1.0), pipe.plan(DOGS, seed=4)
+    together = pipe.draw([*plain, *guided], output_type="latent", batch_size=batch_size).images
+    alone = torch.cat([pipe.draw(jobs, output_type="latent").images for jobs in (plain, guided)])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_prompt_is_read_once_however_many_pictures_it_has(
+    pipe: Pipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        pipe("cat " * 20, num_images_per_prompt=3, num_inference_steps=1)
+    assert len(caplog.messages) == 1
+
+
 def test_every_seed_and_every_prompt_gives_another_picture(pipe: Pipeline) -> None:
     first, second, third = latents(pipe, [CAT, CAT, DOGS], seed=[1, 2, 1])
     assert not torch.allclose(first, second, atol=1e-2)
@@ -188,7 +204,7 @@ def test_what_breaks_a_rule_is_refused_with_the_rule(
 
 
 def test_a_folder_that_is_not_there_or_holds_no_model_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="gone is no folder: there is no lineardit.json"):
+    with pytest.raises(CheckpointError, match="gone is no folder and no file here"):
         Pipeline.from_pretrained(tmp_path / "gone")
     with pytest.raises(CheckpointError, match="is a folder without a model"):
         Pipeline.from_pretrained(tmp_path)

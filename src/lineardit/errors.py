@@ -79,3 +79,15 @@ class NotFiniteError(LineardiTError, ArithmeticError):
     """A value is NaN or infinite."""
 
     exit_code = 3
+
+
+def check_multiple(name: str, side: int, unit: int, rule: str) -> None:
+    """Let a side through that is a positive multiple of `unit`; `rule` says what the unit is.
+
+    Raises:
+        ShapeError: it is not; names the nearest sides that are.
+    """
+    if side < unit or side % unit:
+        below = side - side % unit
+        choices = f"{below} or {below + unit}" if below > 0 else f"{unit}"
+        raise ShapeError(f"{name}={side} is not a multiple of {rule}. Use {choices}.")

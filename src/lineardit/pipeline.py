@@ -1,7 +1,7 @@
 """From prompts to pictures: text, noise, the denoising loop as a generator of states, decoding."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -14,13 +14,23 @@ from torch import Tensor
 from lineardit.autoencoder.model import Autoencoder
 from lineardit.data.pictures import to_picture
 from lineardit.diffusion.guidance import guided
-from lineardit.diffusion.randomness import seeded_noise
+from lineardit.diffusion.paths import Velocity
+from lineardit.diffusion.randomness import StepNoise, seeded_noise
 from lineardit.diffusion.samplers import sampler_named
+from lineardit.diffusion.scm import scm, scm_times
 from lineardit.diffusion.states import State
-from lineardit.diffusion.times import check_steps, dpm_flow_times, flow_times
-from lineardit.errors import CheckpointError, InputError, ShapeError
-from lineardit.interop.native import INDEX, autoencoder_from, read_model, transformer_from
-from lineardit.interop.scene_text import scene_text_from
+from lineardit.diffusion.times import check_steps, dpm_flow_times, flow_times, whole_times
+from lineardit.errors import CheckpointError, InputError, check_multiple
+from lineardit.interop.export import Format, export, live_place
+from lineardit.interop.lora import add_lora, loras, read_lora
+from lineardit.interop.native import INDEX
+from lineardit.interop.places import (
+    Place,
+    assemble_autoencoder,
+    assemble_text_encoder,
+    assemble_transformer,
+    open_place,
+)
 from lineardit.kernels.select import DTYPES, inspect_machine, select
 from lineardit.text.embedding import TextEmbedding, TextEncoder
 from lineardit.text.prompt import check_prompts
@@ -28,6 +38,8 @@ from lineardit.transformer.model import Transformer
 
 BUNDLED = "emoji"
 """Name of the model that ships with the package."""
+CONSISTENCY = "scm"
+"""The sampler of models that see the image in one to four steps."""
 LARGEST_SEED = 2**63 - 1
 
 OutputType = Literal["pil", "np", "pt", "latent"]
@@ -67,6 +79,9 @@ class Sampling:
     num_inference_steps: int = 20
     size: int = 1024
     """Pixels per side where no height or width is given."""
+    sampler: str = "dpm++"
+    whole_times: bool = False
+    """The network sees times cut to whole thousandths, all it was shown in training (SANA 1.0 and 1.5)."""
 
 
 class Pipeline:
@@ -86,32 +101,69 @@ class Pipeline:
 
     @classmethod
     def from_pretrained(
-        cls, place: str | Path | None = None, *, device: str = "auto", dtype: str = "fp32"
+        cls,
+        place: str | Path | None = None,
+        *,
+        device: str = "auto",
+        dtype: str = "fp32",
+        variant: str | None = None,
     ) -> "Pipeline":
-        """Load the bundled model, or that of a folder that `lineardit train` wrote.
+        """Load the bundled model, or that of a place: a folder (ours or of diffusers) or a hub id.
 
-        `dtype` is fp32, bf16 or fp16, or "auto" for what is fastest here. The text encoder stays in float32.
+        `dtype` is fp32, bf16 or fp16, or "auto" for what is fastest here. A text encoder of ours stays in
+        float32, a published one in the dtype that it is stored in. `variant` (fp16, bf16) chooses among the
+        weights of a diffusers folder.
 
         Raises:
-            CheckpointError: there is no model, or it is damaged.
-            InputError: the device or the dtype is not here.
+            CheckpointError: there is no model, it is damaged, or parts of it are missing.
+            InputError: the device or the dtype is not here, or fp16 cannot hold a weight.
         """
         chosen = select(inspect_machine(), device, dtype)
-        folder = _folder(place)
-        model = read_model(folder)
-        lacking = {"transformer", "autoencoder", "text_encoder"} - set(model.components)
-        if lacking:
+        opened = open_place(_bundled() if place is None else place, variant=variant)
+        if opened.missing:
             raise CheckpointError(
-                f"{folder} holds no {', no '.join(sorted(lacking))}: a pipeline needs all three."
+                f"{opened.path} holds no {', no '.join(opened.missing)}: a pipeline needs all three. "
+                "Give the folder of a whole model."
             )
-        target, floats = chosen.torch_device, DTYPES[chosen.dtype.name]
+        target, name = chosen.torch_device, chosen.dtype.name
         return cls(
-            transformer_from(model.components["transformer"], folder).to(target, floats),
-            autoencoder_from(model.components["autoencoder"], folder).to(target, floats),
-            scene_text_from(model.components["text_encoder"], folder).to(target),
-            _sampling(model.about, folder),
+            assemble_transformer(opened, name).to(target, DTYPES[name]),
+            assemble_autoencoder(opened, name).to(target, DTYPES[name]),
+            assemble_text_encoder(opened, target),
+            _sampling(opened),
             name=BUNDLED if place is None else str(place),
         )
+
+    def save_pretrained(
+        self, folder: str | Path, *, format: Format = "native", dtype: str | None = None, force: bool = False
+    ) -> None:
+        """Write the model to a folder that `from_pretrained` reads; "diffusers" is read by diffusers too.
+
+        Weights are stored in the dtype that they have, or as fp32, bf16 or fp16.
+
+        Raises:
+            OutputError: the folder exists and `force` is not given, or cannot be written.
+            ConfigError: the model cannot be told in that format.
+        """
+        place = live_place(
+            self.name, self.transformer, self.autoencoder, self.text_encoder, asdict(self.sampling)
+        )
+        export(place, Path(folder), format, dtype=dtype, force=force)
+
+    def load_lora(self, place: str | Path, weight: float = 1.0) -> str:
+        """Add a LoRA of peft or diffusers to the transformer, and return what it is called there.
+
+        `lineardit.interop.lora` weighs, merges and unloads by that name.
+
+        Raises:
+            CheckpointError: there is no LoRA, it is damaged, or for another model.
+            InputError: the weight is no finite number.
+        """
+        taken = loras(self.transformer)
+        name = next(f"lora{number}" for number in range(len(taken) + 1) if f"lora{number}" not in taken)
+        add_lora(self.transformer, read_lora(place), name, weight)
+        self.name = f"{self.name} + {place} x {weight:g}"
+        return name
 
     @property
     def device(self) -> torch.device:
@@ -134,7 +186,7 @@ class Pipeline:
         guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
         seed: int | Sequence[int] = 0,
-        sampler: str = "dpm++",
+        sampler: str | None = None,
         output_type: OutputType = "pil",
         batch_size: int | None = None,
         on_step: Callable[[State], None] | None = None,
@@ -178,9 +230,11 @@ class Pipeline:
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size={batch_size} is not a positive number. Use 1 or more.")
         together = batch_size or (1 if self.device.type == "cpu" else len(jobs))
-        finished = []
+        finished, text = [], self.embed(jobs)  # every prompt is read once, however many pictures it has
         for start in range(0, len(jobs), together):
-            for state in self.states(jobs[start : start + together]):
+            part = jobs[start : start + together]
+            rows = _rows(text, start, len(part), len(jobs), twice=self._runs_twice(part))
+            for state in self.states(part, rows):
                 if on_step is not None:
                     on_step(state)
                 if state.step == state.total:
@@ -197,7 +251,7 @@ class Pipeline:
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         seed: int | Sequence[int] = 0,
-        sampler: str = "dpm++",
+        sampler: str | None = None,
     ) -> Iterator[State]:
         """The denoising of one batch, state by state: `pipe.decode(state.denoised)` is a preview."""
         jobs = self.plan(
@@ -221,12 +275,11 @@ class Pipeline:
         text = self.embed(jobs) if text is None else text
         noise = seeded_noise(self._latent_shape(first), [job.seed for job in jobs], self.device)
         scales = torch.tensor([job.guidance_scale for job in jobs], device=self.device)
-        grid = dpm_flow_times if first.sampler == "dpm++" else flow_times
-        times = grid(first.num_inference_steps, self.sampling.shift)
-        sample = sampler_named(first.sampler)
         # inference_mode would not survive being suspended in the middle of a generator that its user leaves.
-        velocity = self._velocity(text)
-        states = sample(guided(velocity, scales) if _is_guided(jobs) else velocity, noise, times)
+        velocity = self._velocity(text, scales)
+        states = self._sampled(
+            first, guided(velocity, scales) if self._runs_twice(jobs) else velocity, noise, jobs
+        )
         while True:
             with torch.no_grad():
                 state = next(states, None)
@@ -239,18 +292,38 @@ class Pipeline:
         """Pixels in [-1, 1], float32."""
         return self.autoencoder.decode(latents.to(self.dtype)).float().clamp(-1, 1)
 
-    def _velocity(self, text: TextEmbedding) -> Callable[[Tensor, Tensor], Tensor]:
+    def _sampled(
+        self, job: Settings, velocity: Velocity, noise: Tensor, jobs: Sequence[Settings]
+    ) -> Iterator[State]:
+        steps, shift = job.num_inference_steps, self.sampling.shift
+        if job.sampler == CONSISTENCY:
+            return scm(velocity, noise, scm_times(steps), StepNoise([job.seed for job in jobs]))
+        grid = dpm_flow_times if job.sampler == "dpm++" else flow_times
+        return sampler_named(job.sampler)(velocity, noise, grid(steps, shift))
+
+    def _velocity(self, text: TextEmbedding, scales: Tensor) -> Velocity:
+        # A distilled model takes the guidance scale as an input.
+        guidance = scales if self.transformer.config.guidance_embedding else None
+
         def velocity(latents: Tensor, times: Tensor) -> Tensor:
-            out: Tensor = self.transformer(latents.to(self.dtype), times.float(), text.embeddings, text.mask)
+            seen = whole_times(times) if self.sampling.whole_times else times
+            out: Tensor = self.transformer(
+                latents.to(self.dtype), seen.float(), text.embeddings, text.mask, guidance
+            )
             return out
 
         return velocity
+
+    def _runs_twice(self, jobs: Sequence[Settings]) -> bool:
+        """Whether guidance needs the network a second time, without the prompt."""
+        embedded = self.transformer.config.guidance_embedding
+        return not embedded and any(job.guidance_scale != 1 for job in jobs)
 
     @torch.no_grad()
     def embed(self, jobs: Sequence[Settings]) -> TextEmbedding:
         """Negative prompts first (none where no picture is guided), then prompts, padded to one length."""
         wanted = self.text_encoder.encode([job.prompt for job in jobs])
-        if not _is_guided(jobs):
+        if not self._runs_twice(jobs):
             return TextEmbedding(wanted.embeddings.to(self.dtype), wanted.mask)
         without = self.text_encoder.encode_negative([job.negative_prompt for job in jobs])
         longest = max(without.mask.shape[1], wanted.mask.shape[1])
@@ -272,7 +345,7 @@ class Pipeline:
         guidance_scale: float | None = None,
         num_images_per_prompt: int = 1,
         seed: int | Sequence[int] = 0,
-        sampler: str = "dpm++",
+        sampler: str | None = None,
     ) -> list[Settings]:
         """What would be drawn, one entry per picture, checked; nothing is computed. Raises as a call does."""
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -290,7 +363,9 @@ class Pipeline:
                 f"num_images_per_prompt={num_images_per_prompt} is not a positive number. Use 1 or more."
             )
         count = len(prompts) * num_images_per_prompt
-        sampler_named(sampler)
+        sampler = self.sampling.sampler if sampler is None else sampler
+        if sampler != CONSISTENCY:
+            sampler_named(sampler)
         scale = self.sampling.guidance_scale if guidance_scale is None else guidance_scale
         steps = self.sampling.num_inference_steps if num_inference_steps is None else num_inference_steps
         sides = [self._side(name, side) for name, side in (("height", height), ("width", width))]
@@ -313,38 +388,22 @@ class Pipeline:
         if side is None:
             return self.sampling.size
         unit = self.autoencoder.config.stride * self.transformer.config.patch_size
-        if side < unit or side % unit:
-            below = side - side % unit
-            choices = f"{below} or {below + unit}" if below > 0 else str(unit)
-            raise ShapeError(
-                f"{name}={side} is not a multiple of {unit}, the pixels per token. Use {choices}."
-            )
+        check_multiple(name, side, unit, f"{unit}, the pixels per token")
         return side
 
 
-def _folder(place: str | Path | None) -> Path:
-    if place is None:
-        return Path(str(files("lineardit"))) / "weights" / BUNDLED
-    folder = Path(place)
-    if not (folder / INDEX).is_file():
-        what = "is a folder without a model" if folder.is_dir() else "is no folder"
-        raise CheckpointError(
-            f"{place} {what}: there is no {INDEX}. Give a folder that `lineardit train` wrote, "
-            "or no model at all for the bundled one."
-        )
-    return folder
+def _bundled() -> Path:
+    return Path(str(files("lineardit"))) / "weights" / BUNDLED
 
 
-def _sampling(about: Mapping[str, Any], folder: Path) -> Sampling:
+def _sampling(place: Place) -> Sampling:
     try:
-        return Sampling(**about.get("sampling", {}))
+        return Sampling(**place.sampling)
     except TypeError:
         known = ", ".join(field.name for field in fields(Sampling))
-        raise CheckpointError(f"{folder / INDEX} is damaged: about.sampling holds some of {known}.") from None
-
-
-def _is_guided(jobs: Sequence[Settings]) -> bool:
-    return any(job.guidance_scale != 1 for job in jobs)
+        raise CheckpointError(
+            f"{place.path / INDEX} is damaged: about.sampling holds some of {known}."
+        ) from None
 
 
 def _checked_steps(steps: int) -> int:
@@ -370,6 +429,15 @@ def _seeds(seed: int | Sequence[int], count: int) -> list[int]:
         if not 0 <= each <= LARGEST_SEED:
             raise InputError(f"seed={each} is not between 0 and {LARGEST_SEED}. Use 0.")
     return seeds
+
+
+def _rows(text: TextEmbedding, start: int, count: int, of: int, *, twice: bool) -> TextEmbedding:
+    """What `embed` would give for `count` jobs from `start` on, taken from what it gave for all `of` jobs."""
+    wanted = len(text.mask) - of  # the negative prompts come first
+    offsets = [0, wanted] if twice else [wanted]
+    rows = [offset + number for offset in offsets for number in range(start, start + count)]
+    longest = int(text.mask[rows].sum(1).max())
+    return TextEmbedding(text.embeddings[rows, :longest], text.mask[rows, :longest])
 
 
 def _padded(text: TextEmbedding, length: int) -> tuple[Tensor, Tensor]:

@@ -141,7 +141,7 @@ def test_bad_input_gets_one_line_and_writes_nothing(
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("gone", "gone is no folder: there is no lineardit.json"), (".", "is a folder without a model")],
+    [("gone", "gone is no folder and no file here"), (".", "is a folder without a model")],
 )
 def test_a_model_that_is_none_gets_one_line(
     tmp_path: Path, name: str, message: str, capsys: pytest.CaptureFixture[str]

@@ -61,7 +61,7 @@ def test_scenes_are_asked_of_the_pipeline_and_written(
         each.prompt for each in pipe.asked
     ]
     assert all(
-        call["output_type"] == "pt" and call["num_inference_steps"] == 9 and call["sampler"] == "dpm++"
+        call["output_type"] == "pt" and call["num_inference_steps"] == 9 and call["sampler"] is None
         for call in pipe.calls
     )
     with Image.open(folder / "scenes.png") as sheet:
@@ -83,6 +83,26 @@ def test_an_autoencoder_alone_is_measured(
         assert sheet.size == (3 * 130 - 2, 2 * 130 - 2)
 
 
+def test_latents_are_measured_and_an_autoencoder_scaled_by_them_is_written(
+    font: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = AutoencoderConfig(latent_channels=2, encoder=STAGES, decoder=STAGES)
+    save_autoencoder(tmp_path / "model", Autoencoder(config))
+    options = ["--count", "3", "--seed", "5", "--split", "train"]
+    measure = ["evaluate", "latents", *options, "--json", "--model"]
+    assert main([*measure, str(tmp_path / "model"), "--save", str(tmp_path / "scaled")]) == 0
+    before = json.loads(capsys.readouterr().out)
+    assert before["mean"] == before["scaled mean"] and before["deviation"] == before["scaled deviation"]
+    assert main([*measure, str(tmp_path / "scaled"), "-o", str(tmp_path / "out")]) == 0
+    after = json.loads(capsys.readouterr().out)
+    assert after["mean"] == pytest.approx(before["mean"], abs=1e-6)
+    assert after["scaled mean"] == pytest.approx([0, 0], abs=1e-4)
+    assert after["scaled deviation"] == pytest.approx([1, 1], abs=1e-4)
+    assert json.loads((tmp_path / "out" / "latents.json").read_text("utf-8")) == after
+    assert main(["evaluate", "latents", *options, "--model", str(tmp_path / "model")]) == 0
+    assert f"{before['deviation'][1]:.3f}" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
@@ -93,6 +113,7 @@ def test_an_autoencoder_alone_is_measured(
         (["reconstruction", "--model", "nowhere"], "nowhere"),
         (["scenes", "-o", "/proc/measured"], "/proc/measured cannot be written"),
         (["scores"], "'scores' is not one of"),
+        (["scenes", "--save", "there"], "--save goes with latents, not with scenes."),
     ],
 )
 def test_what_cannot_be_measured_is_refused_in_one_line(

@@ -16,7 +16,7 @@ from lineardit.autoencoder.resample import (
     duplicate_channels,
 )
 from lineardit.config.models import AutoencoderConfig
-from lineardit.errors import ShapeError
+from lineardit.errors import check_multiple
 from lineardit.nn.norm import ChannelRMSNorm
 
 PIXEL_CHANNELS = 3
@@ -114,12 +114,7 @@ class Autoencoder(nn.Module):
         """
         stride = self.config.stride
         for name, side in zip(("height", "width"), images.shape[-2:], strict=True):
-            if side % stride or side == 0:
-                below = side - side % stride
-                choices = f"{below} or {below + stride}" if below else f"{stride}"
-                raise ShapeError(
-                    f"{name}={side} is not a multiple of {stride}, the pixels per latent. Use {choices}."
-                )
+            check_multiple(name, side, stride, f"{stride}, the pixels per latent")
         latents: Tensor = (self.encoder(images) - self.shift) * self.scale
         return latents
 

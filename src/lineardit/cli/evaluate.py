@@ -37,21 +37,24 @@ class Sampling(NamedTuple):
 
     num_inference_steps: int
     guidance_scale: float | None
-    sampler: str
+    sampler: str | None
 
 
 class Measured(NamedTuple):
     """What is printed and written."""
 
     facts: dict[str, Any]
-    sheet: "Image"
     table: "Table"
+    sheet: "Image | None" = None
 
 
 def evaluate(
     what: Annotated[
-        Literal["scenes", "reconstruction"],
-        typer.Argument(help="scenes: is in the pictures what was asked for. reconstruction: PSNR and SSIM."),
+        Literal["scenes", "reconstruction", "latents"],
+        typer.Argument(
+            help="scenes: is in the pictures what was asked for. reconstruction: PSNR and SSIM of the "
+            "autoencoder. latents: mean and deviation of each channel."
+        ),
     ],
     model: Annotated[
         str | None, typer.Option("--model", help="Folder, file or hub id; the bundled model unless given.")
@@ -72,7 +75,9 @@ def evaluate(
     guidance_scale: Annotated[
         float | None, typer.Option(help="How closely to follow the prompt; the model's own unless given.")
     ] = None,
-    sampler: Annotated[str, typer.Option(help="dpm++, euler or heun.")] = "dpm++",
+    sampler: Annotated[
+        str | None, typer.Option(help="dpm++, euler, heun or scm; the model's own unless given.")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16 or auto.")] = "fp32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     seed: Annotated[int, typer.Option(help="Scenes are those of this seed; picture i is seed + i.")] = 1000,
@@ -83,13 +88,19 @@ def evaluate(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder for the numbers and a contact sheet.")
     ] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(help="latents: write the autoencoder there, scaled so that mean is 0 and deviation 1."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
-    """Measure a model on emoji scenes, beside what the detector finds in drawings of the same scenes."""
+    """Measure a model on emoji scenes: what it draws, what its autoencoder keeps, how its latents lie."""
     if count < 1:
         raise InputError(f"count={count}: measure at least one scene.")
     if batch_size < 1:
         raise InputError(f"batch_size={batch_size}: generate at least one picture at once.")
+    if save is not None and what != "latents":
+        raise InputError(f"--save goes with latents, not with {what}. Use -o for the numbers.")
     if output is not None:
         _check_writable(output)
     from lineardit.config.scenes import SceneConfig
@@ -101,8 +112,10 @@ def evaluate(
     if what == "scenes":
         sampling = Sampling(num_inference_steps, guidance_scale, sampler)
         measured = _scenes(place, detector, scenes, count, batch_size, sampling)
-    else:
+    elif what == "reconstruction":
         measured = _reconstruction(place, scenes, count, batch_size)
+    else:
+        measured = _latents(place, scenes, count, batch_size, save)
     text = json.dumps({"what": what, "model": model or "bundled", **measured.facts}, indent=1)
     if output is not None:
         _write(output, what, text, measured.sheet)
@@ -113,7 +126,7 @@ def evaluate(
 
     Console().print(measured.table)
     if output is not None:
-        typer.echo(f"{output / what}.json, {output / what}.png")
+        typer.echo(f"{output / what}.json" + (f", {output / what}.png" if measured.sheet else ""))
 
 
 def _scenes(
@@ -145,7 +158,7 @@ def _scenes(
     score = compare(scenes, asked, answered, detector)
     settings = {name: getattr(planned, name) for name in (*Sampling._fields, "height", "width")}
     facts = {**score.as_json(), "settings": settings}
-    return Measured(facts, answer_sheet(answered[:SHOWN]), score.table())
+    return Measured(facts, score.table(), answer_sheet(answered[:SHOWN]))
 
 
 def _reconstruction(place: Place, scenes: "EmojiScenes", count: int, batch_size: int) -> Measured:
@@ -162,7 +175,32 @@ def _reconstruction(place: Place, scenes: "EmojiScenes", count: int, batch_size:
     with torch.no_grad():
         images = autoencoder.decode(autoencoder.encode(truth.to(first.device, first.dtype)))
     sheet = contact_sheet(torch.cat([truth, images.float().cpu()]), columns=shown)
-    return Measured({**score.as_json(), "split": scenes.split, "seed": scenes.seed}, sheet, score.table())
+    return Measured({**score.as_json(), "split": scenes.split, "seed": scenes.seed}, score.table(), sheet)
+
+
+def _latents(place: Place, scenes: "EmojiScenes", count: int, batch_size: int, save: Path | None) -> Measured:
+    from rich.table import Table
+
+    from lineardit.interop.native import save_autoencoder
+    from lineardit.training.latents import latent_statistics, with_statistics
+
+    autoencoder = _autoencoder(place)
+    mean, deviation = latent_statistics(autoencoder, scenes, count, batch_size=batch_size)
+    shift, scale = autoencoder.shift.flatten().double().cpu(), autoencoder.scale.flatten().double().cpu()
+    columns = {
+        "mean": mean,
+        "deviation": deviation,
+        "scaled mean": (mean - shift) * scale,
+        "scaled deviation": deviation * scale,
+    }
+    rows = {name: values.tolist() for name, values in columns.items()}
+    table = Table("channel", *rows, title=f"Latents of {count} scenes of the split {scenes.split}")
+    for channel, values in enumerate(zip(*rows.values(), strict=True)):
+        table.add_row(str(channel), *(f"{value:.3f}" for value in values))
+    if save is not None:
+        about = {"latents_measured_on": {**scenes.description(), "count": count}}
+        save_autoencoder(save, with_statistics(autoencoder, mean, deviation), about=about)
+    return Measured({"count": count, "split": scenes.split, "seed": scenes.seed, **rows}, table)
 
 
 def _pipeline(place: Place) -> "Pipeline":
@@ -172,14 +210,18 @@ def _pipeline(place: Place) -> "Pipeline":
 
 
 def _autoencoder(place: Place) -> "Autoencoder":
-    """Of a folder of ours, in which there may be no more than that, or of the bundled model."""
+    """Of a folder or file of any format, in which there may be no more than that, or of the bundled model."""
     if place.model is None:
         return _pipeline(place).autoencoder
-    from lineardit.interop.native import load_autoencoder
+    from lineardit.errors import CheckpointError
+    from lineardit.interop.places import assemble_autoencoder, open_place
     from lineardit.kernels.select import DTYPES, inspect_machine, select
 
     chosen = select(inspect_machine(), place.device, place.dtype)
-    return load_autoencoder(Path(place.model)).to(chosen.torch_device, DTYPES[chosen.dtype.name])
+    name, opened = chosen.dtype.name, open_place(place.model)
+    if "autoencoder" not in opened.networks:
+        raise CheckpointError(f"{opened.path} holds no autoencoder.")
+    return assemble_autoencoder(opened, name).to(chosen.torch_device, DTYPES[name])
 
 
 @contextmanager
@@ -208,10 +250,11 @@ def _check_writable(folder: Path) -> None:
         raise OutputError(f"{folder} cannot be written: {place}: {error.strerror}.") from None
 
 
-def _write(folder: Path, name: str, text: str, sheet: "Image") -> None:
+def _write(folder: Path, name: str, text: str, sheet: "Image | None") -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.json").write_text(text + "\n", "utf-8")
-        sheet.save(folder / f"{name}.png")
+        if sheet is not None:
+            sheet.save(folder / f"{name}.png")
     except OSError as error:
         raise OutputError(f"{folder} cannot be written: {error.strerror or error}.") from error

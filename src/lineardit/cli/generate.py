@@ -22,7 +22,11 @@ def generate(
         list[str], typer.Argument(help="What to draw; several sentences give several pictures.")
     ],
     model: Annotated[
-        str | None, typer.Option(help="Folder of a model; the bundled one unless given.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Folder of a model, ours or of diffusers, or a hub id; the bundled one unless given.",
+            show_default=False,
+        ),
     ] = None,
     output: Annotated[
         Path, typer.Option("-o", "--output", help="A .png file for one picture, or a folder for any number.")
@@ -36,7 +40,14 @@ def generate(
     negative_prompt: Annotated[str, typer.Option(help="What to lead away from.")] = "",
     seed: Annotated[int, typer.Option(help="Of the first picture; the next has the next seed.")] = 0,
     num_images: Annotated[int, typer.Option(help="Pictures for each prompt.")] = 1,
-    sampler: Annotated[str, typer.Option(help="dpm++, euler or heun.")] = "dpm++",
+    sampler: Annotated[
+        str | None,
+        typer.Option(help="dpm++, euler, heun or scm; the model's own unless given.", show_default=False),
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(help="A LoRA, or LoRA=WEIGHT; can be given several times.", show_default=False),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16 or auto.")] = "fp32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace pictures of the same name.")] = False,
@@ -47,6 +58,7 @@ def generate(
     check_prompts(prompts)
     if num_images < 1:
         raise InputError(f"num_images={num_images} is not a positive number. Use 1 or more.")
+    weighted = [_weighted(each) for each in lora or []]
     places = _places(output, prompts, seed, num_images)
     _check_writable(places, force)
 
@@ -56,6 +68,8 @@ def generate(
     from lineardit.pipeline import Pipeline
 
     pipe = Pipeline.from_pretrained(model, device=device, dtype=dtype)
+    for source, weight in weighted:
+        pipe.load_lora(source, weight)
     jobs = pipe.plan(
         prompts,
         negative_prompt,
@@ -76,6 +90,17 @@ def generate(
             _write(picture, job, place)
             # As it is: no markup in brackets, no line breaks.
             bar.console.out(f"{place}  seed {job.seed}", highlight=False)
+
+
+def _weighted(lora: str) -> tuple[str, float]:
+    """`style=0.5` as a place and a weight."""
+    place, given, weight = lora.rpartition("=")
+    if not given:
+        return lora, 1.0
+    try:
+        return place, float(weight)
+    except ValueError:
+        raise InputError(f"--lora {lora}: {weight!r} is no number. Use {place}=0.8.") from None
 
 
 def _places(output: Path, prompts: list[str], seed: int, num_images: int) -> list[Path]:
