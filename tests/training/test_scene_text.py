@@ -56,7 +56,7 @@ def few_captions():
 @pytest.fixture(scope="module")
 def reader(scenes: EmojiScenes) -> Reader:
     torch.manual_seed(0)
-    return build_reader(RUN.model, scenes)
+    return build_reader(RUN, scenes)
 
 
 def pair(relation: str, first: PlacedObject, second: PlacedObject, background: str = "red") -> Scene:
@@ -176,7 +176,8 @@ def test_reading_in_chunks_of_one_length_changes_no_loss(scenes: EmojiScenes, re
 
 def test_a_fresh_head_attends_to_the_word_that_is_asked_for(scenes: EmojiScenes) -> None:
     torch.manual_seed(0)
-    reader = build_reader(SceneTextConfig(vocabulary=700, width=192, depth=3), scenes)
+    config = SceneTextConfig(vocabulary=700, width=192, depth=3)
+    reader = build_reader(RUN.model_copy(update={"model": config}), scenes)
     caption = "a cat left of a dog"
     words = reader.encoder.tokenizer.encode(caption).tokens
     (tokens,) = reader.encoder.encode([caption]).embeddings
@@ -231,7 +232,7 @@ def test_training_learns_and_leaves_an_encoder_that_can_be_read(tmp_path: Path) 
     assert encoder.encode(["a cat left of a dog"]).embeddings.shape == (1, 7, 32)
     scenes = EmojiScenes(RUN.scenes, RUN.train.seed)
     torch.manual_seed(0)
-    task = SceneTextTask(RUN, scenes, build_reader(RUN.model, scenes))
+    task = SceneTextTask(RUN, scenes, build_reader(RUN, scenes))
     before = task.losses(1000)
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert f'"step": {RUN.train.steps}' in lines[-1]

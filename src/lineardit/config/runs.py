@@ -157,19 +157,40 @@ class TransformerRun(Config):
     """Scenes that are drawn and encoded once, then used again and again."""
     captions_per_scene: int = Field(4, gt=0)
     """Phrasings of each scene; every epoch draws one."""
+    pair_repeats: int = Field(1, gt=0)
+    """How often an epoch shows a scene of two different objects, which are harder than all others."""
+    layout_weight: float = Field(0.0, ge=0)
+    """Weight of the loss of naming the object at each token, beside that of the velocity; 0 leaves it out."""
     sample: SampleConfig = SampleConfig()
 
 
 class TextRun(Config):
-    """Train a small text encoder on captions and the truth of their scenes."""
+    """Train a text encoder on captions and the truth of their scenes: a new one, or one that is there."""
 
     kind: Literal["text"] = "text"
     """Tells recipes apart."""
-    model: SceneTextConfig
+    model: SceneTextConfig | None = None
+    """Shape of an encoder that is trained from nothing; with `start`, the encoder brings its own."""
+    start: Path | None = None
+    """Folder of an encoder that goes on learning; the vectors of its word pieces stay as they are."""
+    trained_blocks: int = Field(3, gt=0)
+    """Of an encoder that goes on learning: how many of its last blocks learn."""
+    anchor: float = Field(1.0, ge=0)
+    """Of an encoder that goes on learning: weight of the squared distance from the vectors it began with,
+    over their size. So words that no caption uses keep their meaning."""
     scenes: SceneConfig = SceneConfig()
     train: LoopConfig
     captions_per_scene: int = Field(4, gt=0)
     """Phrasings of each scene; every epoch draws one."""
+
+    @model_validator(mode="after")
+    def one_encoder_is_named(self) -> Self:
+        if (self.model is None) == (self.start is None):
+            given = "both are given" if self.model else "neither is given"
+            raise ValueError(
+                f"model is a new encoder and start one that is there, and {given}: give one of them."
+            )
+        return self
 
 
 Run = AutoencoderRun | TransformerRun | TextRun

@@ -31,12 +31,15 @@ from lineardit.interop.text import load_text_encoder, text_component, text_finge
 from lineardit.kernels.select import autocast
 from lineardit.text.embedding import TextEmbedding
 from lineardit.text.offline import OfflineEncoder
+from lineardit.training.layout import LayoutReader, layout_loss, token_objects
 from lineardit.training.loop import step_generator, train
 from lineardit.transformer.model import Transformer
 
 SHARD = 1024
 """Scenes per shard of the pool."""
 ENCODED_AT_ONCE = 64
+DESCRIBED = {"scenes", "times", "prompt_dropout", "pool", "pair_repeats", "layout_weight", "train"}
+"""What a model's folder says of its recipe."""
 
 
 class CaptionPool:
@@ -67,31 +70,50 @@ class GenerationTask:
     ) -> None:
         self.run, self.autoencoder, self.text_encoder = run, autoencoder, text_encoder
         self.latents, self.captions = latents, captions
+        scenes = EmojiScenes(run.scenes, run.train.seed)
+        drawn = [scenes.scene(number) for number in range(len(latents))]
         self.model: nn.Module = model
-        self._velocity = torch.compile(model) if run.train.compile else model
+        if run.layout_weight:
+            self.model = LayoutReader(model, len(scenes.names))
+            patch = run.model.patch_size
+            height, width = (side // patch for side in latents.shape[-2:])
+            self._objects = token_objects(drawn, scenes.names, height, width)
+        pairs = torch.tensor([number for number, scene in enumerate(drawn) if scene.kind == "pair"])
+        self._shown = torch.cat([torch.arange(len(latents)), pairs.repeat(run.pair_repeats - 1)]).long()
+        self._network = torch.compile(self.model) if run.train.compile else self.model
         times = run.times
         self._objective = FlowMatching(LogitNormal(times.mean, times.std), times.shift)
         self._empty = text_encoder.encode([""]).embeddings[0].cpu()
 
     def losses(self, step: int) -> Mapping[str, Tensor]:
-        """The flow-matching loss of one batch."""
+        """The flow-matching loss of one batch, and what naming the objects of its tokens adds to it."""
         generator = step_generator(self.run.train.seed, step)
-        latents, text = self.batch(step, generator)
+        chosen, text = self.batch(step, generator)
         device = next(self.model.parameters()).device
         embeddings, mask = text.embeddings.to(device), text.mask.to(device)
+        read: list[Tensor] = []
 
         def velocity(x: Tensor, times: Tensor) -> Tensor:
-            out: Tensor = self._velocity(x, times, embeddings, mask)
-            return out
+            out = self._network(x, times, embeddings, mask)
+            if self.run.layout_weight:
+                out, logits = out
+                read.append(logits)
+            predicted: Tensor = out
+            return predicted
 
-        return {"loss": self._objective.loss(velocity, latents.float().to(device), generator).mean()}
+        latents = self.latents[chosen].float().to(device)
+        loss = self._objective.loss(velocity, latents, generator).mean()
+        if not read:
+            return {"loss": loss}
+        layout = layout_loss(read[0], self._objects[chosen].to(device))
+        return {"loss": loss + self.run.layout_weight * layout, "velocity": loss, "layout": layout}
 
-    def batch(self, step: int, generator: torch.Generator) -> tuple[Float[Tensor, "b c h w"], TextEmbedding]:
-        """Latents and captions of step `step`; some captions are dropped for guidance."""
+    def batch(self, step: int, generator: torch.Generator) -> tuple[Int[Tensor, " b"], TextEmbedding]:
+        """Numbers of the scenes of step `step`, and their captions; some are dropped for guidance."""
         count, seed = self.run.train.batch_size, self.run.train.seed
-        per_epoch = len(self.latents) // count
-        order = torch.randperm(len(self.latents), generator=step_generator(seed, step // per_epoch, "order"))
-        chosen = order[step % per_epoch * count :][:count]
+        per_epoch = len(self._shown) // count
+        order = torch.randperm(len(self._shown), generator=step_generator(seed, step // per_epoch, "order"))
+        chosen = self._shown[order[step % per_epoch * count :][:count]]
         phrasing = torch.randint(self.captions.lengths.shape[1], (count,), generator=generator)
         dropped = prompt_dropout(count, self.run.prompt_dropout, generator)
         rows = [
@@ -100,7 +122,7 @@ class GenerationTask:
         ]
         mask = [torch.ones(len(row), dtype=torch.bool) for row in rows]
         embeddings = pad_sequence([row.float() for row in rows], batch_first=True)
-        return self.latents[chosen], TextEmbedding(embeddings, pad_sequence(mask, batch_first=True))
+        return chosen, TextEmbedding(embeddings, pad_sequence(mask, batch_first=True))
 
     @torch.no_grad()
     def sample(self, model: nn.Module, step: int) -> Float[Tensor, "b 3 H W"]:
@@ -109,9 +131,10 @@ class GenerationTask:
         prompts = list(sample.prompts)
         text, mask = self.text_encoder.encode([""] * len(prompts) + prompts)
         noise = seeded_noise(self.latents.shape[1:], range(len(prompts)), text.device)
+        transformer = without_head(model)
 
         def pair(x: Tensor, times: Tensor) -> Tensor:
-            velocity: Tensor = model(x.float(), times.float(), text, mask)
+            velocity: Tensor = transformer(x.float(), times.float(), text, mask)
             return velocity
 
         velocity = guided(pair, sample.guidance_scale)
@@ -139,8 +162,15 @@ def train_transformer(run: TransformerRun, folder: Path, *, resume: bool, device
     captions = pool_captions(run, folder / "pool" / "captions", text_encoder)
     task = GenerationTask(run, model, autoencoder, text_encoder, latents, captions)
     outcome = train(task, run.train, folder, resume=resume)
-    assert isinstance(outcome.average, Transformer)
-    return save_whole(folder / "model", outcome.average, autoencoder, text_encoder, run, outcome.step)
+    average = without_head(outcome.average)
+    return save_whole(folder / "model", average, autoencoder, text_encoder, run, outcome.step)
+
+
+def without_head(trained: nn.Module) -> Transformer:
+    """The transformer of what was trained, with or without the head that names objects."""
+    transformer = trained.transformer if isinstance(trained, LayoutReader) else trained
+    assert isinstance(transformer, Transformer)
+    return transformer
 
 
 def save_whole(
@@ -166,7 +196,7 @@ def save_whole(
             "size": run.scenes.size,
         },
         "steps_trained": step,
-        "recipe": run.model_dump(mode="json", include={"scenes", "times", "prompt_dropout", "pool", "train"}),
+        "recipe": run.model_dump(mode="json", include=DESCRIBED),
     }
     save_model(folder, components, about=about, extra_files=files, dtype="fp16")
     return folder

@@ -1,10 +1,14 @@
-"""Training a small text encoder without pictures: it learns what a caption says of a scene.
+"""Training a text encoder without pictures: it learns what a caption says of a scene.
 
 A reading head asks for every object class how many there are, where and how large, and for the background,
 by one cross-attention over the caption's tokens, as the diffusion transformer will. So what is said of an
 object must be found at the object's token. The head is thrown away.
+
+A pre-trained encoder knows the objects already, yet not which of two is on the left: its last blocks learn
+that, held near the vectors they gave before.
 """
 
+import copy
 import logging
 import re
 from collections import Counter
@@ -17,7 +21,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lineardit.config.models import SceneTextConfig
 from lineardit.config.runs import TextRun
 from lineardit.data.backgrounds import BACKGROUND_NAMES, BACKGROUNDS
 from lineardit.data.draws import Draws
@@ -26,8 +29,10 @@ from lineardit.data.emoji_layout import SIZES
 from lineardit.data.emoji_objects import emoji_objects
 from lineardit.data.emoji_scenes import EmojiScenes, Split
 from lineardit.data.scene import Scene
-from lineardit.interop.text import save_text_encoder
+from lineardit.errors import ConfigError
+from lineardit.interop.text import load_text_encoder, save_text_encoder
 from lineardit.nn.attention import CrossAttention
+from lineardit.text.offline import OfflineEncoder
 from lineardit.text.scene_encoder import SceneTextEncoder
 from lineardit.text.word_pieces import build_tokenizer
 from lineardit.training.loop import step_generator, train
@@ -130,23 +135,23 @@ class ReadingHead(nn.Module):
 class Reader(nn.Module):
     """The encoder that is kept and the head that is not."""
 
-    def __init__(self, encoder: SceneTextEncoder, names: Sequence[str]) -> None:
+    def __init__(self, encoder: OfflineEncoder, words: Float[Tensor, "objects c"]) -> None:
         super().__init__()
         self.encoder = encoder
-        self.head = ReadingHead(len(names), encoder.width, encoder.config.head_dim)
-        pieces = [torch.tensor(tokens[1:]) for tokens in encoder.tokens(names)]
-        self.head.look_for(torch.stack([encoder.pieces(each).mean(0) for each in pieces]))
+        self.head = ReadingHead(len(words), encoder.width, encoder.config.head_dim)
+        self.head.look_for(words)
 
     def forward(
         self, tokens: Int[Tensor, "b m"], mask: Bool[Tensor, "b m"], queries: Int[Tensor, "b q"]
-    ) -> Answers:
-        """Read a batch of captions."""
-        answers: Answers = self.head(self.encoder(tokens, mask), mask, queries)
-        return answers
+    ) -> tuple[Answers, Float[Tensor, "b m c"]]:
+        """What is read of a batch of captions, and the vectors it was read from."""
+        vectors = self.encoder(tokens, mask)
+        return self.head(vectors, mask, queries), vectors
 
     def read(self, captions: Sequence[str], queries: Int[Tensor, "b q"]) -> Answers:
-        """The same from the captions' text."""
-        return self(*padded(self.encoder.tokens(captions)), queries)
+        """The answers alone, from the captions' text."""
+        answers, _ = self(*padded(self.encoder.tokens(captions)), queries)
+        return answers
 
 
 class SceneTextTask:
@@ -156,7 +161,8 @@ class SceneTextTask:
         self.run, self.scenes = run, scenes
         self.model: nn.Module = model
         self._reader = model
-        self._pieces = sorted(model.encoder.tokenizer.get_vocab())
+        there = run.start is not None and run.anchor > 0
+        self._anchor = copy.deepcopy(model.encoder).requires_grad_(False) if there else None
 
     def losses(self, step: int) -> Mapping[str, Tensor]:
         """The loss of one batch, its parts, and the share of counts that are right."""
@@ -165,13 +171,25 @@ class SceneTextTask:
         tokens = self._reader.encoder.tokens(captions)
         by_length = torch.tensor([len(row) for row in tokens]).argsort()
         truth = Truth(*(answers[by_length] for answers in truth))
+        read, moved = [], []
         # Half of the tokens would be padding if all were read together.
-        read = [
-            self.model(*padded([tokens[row] for row in rows.tolist()]), queries)
-            for rows, queries in zip(by_length.chunk(CHUNKS), truth.queries.chunk(CHUNKS), strict=True)
-        ]
+        for rows, queries in zip(by_length.chunk(CHUNKS), truth.queries.chunk(CHUNKS), strict=True):
+            captions_of_one_length = padded([tokens[row] for row in rows.tolist()])
+            answers, vectors = self.model(*captions_of_one_length, queries)
+            read.append(answers)
+            if self._anchor is not None:
+                moved.append(self._moved(vectors, *captions_of_one_length))
         parts = reading_losses(Answers(*map(torch.cat, zip(*read, strict=True))), truth)
+        if moved:
+            parts["anchor"] = self.run.anchor * torch.stack(moved).mean()
         return {"loss": torch.stack(list(parts.values())).sum(), **parts}
+
+    def _moved(self, vectors: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Squared distance from the vectors that the encoder began with, over their mean square."""
+        assert self._anchor is not None
+        with torch.no_grad():
+            before = self._anchor(tokens, mask)[mask].float()
+        return (vectors[mask].float() - before).square().mean() / before.square().mean()
 
     def batch(self, step: int) -> tuple[list[str], list[Scene]]:
         """The captions of step `step`, some of them roughened, and the scenes they describe."""
@@ -197,7 +215,7 @@ def train_scene_text(run: TextRun, folder: Path, *, resume: bool) -> Path:
     """Train in `folder`, measure, and return the folder of the finished encoder, `folder`/model."""
     scenes = EmojiScenes(run.scenes, run.train.seed)
     torch.manual_seed(int(torch.randint(2**31, (), generator=step_generator(run.train.seed, 0, "weights"))))
-    model = build_reader(run.model, scenes)
+    model = build_reader(run, scenes)
     outcome = train(SceneTextTask(run, scenes, model), run.train, folder, resume=resume)
     assert isinstance(outcome.average, Reader)
     scores = measure(outcome.average, run)
@@ -208,12 +226,39 @@ def train_scene_text(run: TextRun, folder: Path, *, resume: bool) -> Path:
     return folder / "model"
 
 
-def build_reader(config: SceneTextConfig, scenes: EmojiScenes) -> Reader:
-    """A fresh encoder over the words of the scenes' captions and objects, with its reading head."""
-    texts = list(scenes.captions_only(0, VOCABULARY_CAPTIONS))
-    for each in emoji_objects():
-        texts += [word for noun in each.nouns for word in (noun.singular, noun.plural)]
-    return Reader(SceneTextEncoder(config, build_tokenizer(texts, config.vocabulary)), scenes.names)
+def build_reader(run: TextRun, scenes: EmojiScenes) -> Reader:
+    """The encoder that `run` names, with a reading head that looks for the scenes' objects.
+
+    A fresh one has the words of the scenes' captions and objects; of one that is there the last blocks learn.
+
+    Raises:
+        ConfigError: more blocks are to learn than the encoder has.
+        CheckpointError: there is no encoder to start from.
+    """
+    if run.model is not None:
+        texts = list(scenes.captions_only(0, VOCABULARY_CAPTIONS))
+        for each in emoji_objects():
+            texts += [word for noun in each.nouns for word in (noun.singular, noun.plural)]
+        fresh = SceneTextEncoder(run.model, build_tokenizer(texts, run.model.vocabulary))
+        pieces = [torch.tensor(tokens[1:]) for tokens in fresh.tokens(scenes.names)]
+        return Reader(fresh, torch.stack([fresh.pieces(each).mean(0) for each in pieces]))
+    assert run.start is not None
+    encoder = load_text_encoder(run.start)
+    blocks = encoder.get_submodule("blocks")
+    assert isinstance(blocks, nn.ModuleList)
+    if run.trained_blocks > len(blocks):
+        raise ConfigError(
+            f"trained_blocks={run.trained_blocks}, but {run.start} has {len(blocks)}. "
+            f"Use trained_blocks={len(blocks)} or less."
+        )
+    blocks[-run.trained_blocks :].requires_grad_(True)
+    return Reader(encoder.train(), torch.stack([_of_words(encoder, name) for name in scenes.names]))
+
+
+def _of_words(encoder: OfflineEncoder, name: str) -> Float[Tensor, " c"]:
+    """The mean vector of a name's own tokens, without those that every prompt has."""
+    inside = [not special for special in encoder.tokenizer.encode(name).special_tokens_mask]
+    return encoder.encode([name]).embeddings[0, : len(inside)][inside].mean(0)
 
 
 def ask(captions: Sequence[str], scenes: Sequence[Scene], names: Sequence[str], draws: Draws) -> Truth:
