@@ -22,7 +22,14 @@ from lineardit.diffusion.states import State
 from lineardit.diffusion.times import check_steps, dpm_flow_times, flow_times, whole_times
 from lineardit.errors import CheckpointError, InputError, check_multiple
 from lineardit.interop.export import Format, export, live_place
-from lineardit.interop.lora import add_lora, loras, read_lora
+from lineardit.interop.lora import (
+    add_lora,
+    loras,
+    merge_loras,
+    read_lora,
+    unload_loras,
+    weigh_loras,
+)
 from lineardit.interop.native import INDEX
 from lineardit.interop.places import (
     Place,
@@ -98,6 +105,7 @@ class Pipeline:
     ) -> None:
         self.transformer, self.autoencoder, self.text_encoder = transformer, autoencoder, text_encoder
         self.sampling, self.name = sampling, name
+        self._lora_places: dict[str, str] = {}
 
     @classmethod
     def from_pretrained(
@@ -150,20 +158,46 @@ class Pipeline:
         )
         export(place, Path(folder), format, dtype=dtype, force=force)
 
-    def load_lora(self, place: str | Path, weight: float = 1.0) -> str:
+    def load_lora(self, place: str | Path, weight: float = 1.0, *, name: str | None = None) -> str:
         """Add a LoRA of peft or diffusers to the transformer, and return what it is called there.
 
-        `lineardit.interop.lora` weighs, merges and unloads by that name.
+        Several add up. They lie beside the layers, which are what they were once they are unloaded.
 
         Raises:
-            CheckpointError: there is no LoRA, it is damaged, or for another model.
-            InputError: the weight is no finite number.
+            CheckpointError: there is no LoRA, it is damaged, or for another model; nothing is added then.
+            InputError: the weight is no finite number, or the name is taken.
         """
         taken = loras(self.transformer)
-        name = next(f"lora{number}" for number in range(len(taken) + 1) if f"lora{number}" not in taken)
+        if name is None:
+            name = next(free for number in range(len(taken) + 1) if (free := f"lora{number}") not in taken)
         add_lora(self.transformer, read_lora(place), name, weight)
-        self.name = f"{self.name} + {place} x {weight:g}"
+        self._lora_places[name] = str(place)
         return name
+
+    def weigh_loras(self, **weights: float) -> None:
+        """Give LoRAs new weights by their names; the others keep theirs.
+
+        Raises:
+            InputError: one is not loaded, or a weight is no finite number.
+        """
+        weigh_loras(self.transformer, weights)
+
+    def merge_loras(self) -> None:
+        """Add all LoRAs with their weights to the layers for good: faster, and ready to be saved."""
+        self.name = self.description
+        merge_loras(self.transformer)
+
+    def unload_loras(self, *names: str) -> None:
+        """Take LoRAs away, all of them if none is named. Raises `InputError` where one is not loaded."""
+        unload_loras(self.transformer, *names)
+
+    @property
+    def description(self) -> str:
+        """The model with its LoRAs and their weights, as pictures keep it."""
+        held = loras(self.transformer).items()
+        return self.name + "".join(
+            f" + {self._lora_places.get(name, name)} x {weight:g}" for name, weight in held
+        )
 
     @property
     def device(self) -> torch.device:
@@ -379,7 +413,7 @@ class Pipeline:
                 guidance_scale=_checked_scale(scale),
                 sampler=sampler,
                 seed=each,
-                model=self.name,
+                model=self.description,
             )
             for index, each in enumerate(_seeds(seed, count))
         ]

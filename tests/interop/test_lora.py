@@ -26,6 +26,7 @@ from lineardit.interop.lora import (
     unload_loras,
     weigh_loras,
 )
+from lineardit.pipeline import Pipeline
 from lineardit.transformer.model import Transformer
 
 SMALL = TransformerConfig(latent_channels=3, depth=2, width=40, head_dim=4, cross_head_dim=20, text_width=11)
@@ -219,22 +220,56 @@ def test_a_folder_without_a_lora_and_one_of_another_kind_are_refused(
         read_lora(tmp_path)
 
 
-def test_the_command_line_draws_with_loras_and_says_so(
-    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The names in the file are those that peft gives to a LoRA of our own transformer."""
-    import json
-
+@pytest.fixture
+def own_lora(tmp_path: Path) -> Path:
+    """For the tiny model: its names are those that peft gives to a LoRA of our own transformer."""
     generator = torch.Generator().manual_seed(0)
     tensors = {
         "blocks.0.attention.to_qkv.lora_A.weight": torch.randn(2, 16, generator=generator),
         "blocks.0.attention.to_qkv.lora_B.weight": torch.randn(48, 2, generator=generator),
     }
     save_file(tensors, tmp_path / "style.safetensors")
-    place = str(tmp_path / "style.safetensors")
+    return tmp_path / "style.safetensors"
+
+
+def test_a_pipeline_weighs_merges_and_unloads_loras_and_says_so(
+    tiny_model: Path, own_lora: Path, tmp_path: Path
+) -> None:
+    pipe = Pipeline.from_pretrained(tiny_model, device="cpu")
+
+    def drawn(pipe: Pipeline) -> tuple[Tensor, str]:
+        output = pipe("two dogs", output_type="pt")
+        return output.images, output.settings[0].model
+
+    plain, called = drawn(pipe)
+    assert [pipe.load_lora(own_lora, 0.5), pipe.load_lora(own_lora, name="b")] == ["lora0", "b"]
+    with pytest.raises(InputError, match="a LoRA called b is loaded already"):
+        pipe.load_lora(own_lora, name="b")
+    both, told = drawn(pipe)
+    assert told == f"{called} + {own_lora} x 0.5 + {own_lora} x 1" and not torch.equal(both, plain)
+    pipe.weigh_loras(b=1.5, lora0=0.0)
+    torch.testing.assert_close(drawn(pipe)[0], both)
+    pipe.unload_loras()
+    assert torch.equal(drawn(pipe)[0], plain) and drawn(pipe)[1] == called
+    pipe.load_lora(own_lora, 1.5)
+    with pytest.raises(InputError, match="LoRAs are loaded beside the layers: lora0. Merge or unload"):
+        pipe.save_pretrained(tmp_path / "merged")
+    pipe.merge_loras()
+    pipe.save_pretrained(tmp_path / "merged")
+    images, told = drawn(Pipeline.from_pretrained(tmp_path / "merged", device="cpu"))
+    torch.testing.assert_close(images, both, rtol=1e-4, atol=1e-4)
+    assert drawn(pipe)[1] == f"{called} + {own_lora} x 1.5" and told == str(tmp_path / "merged")
+
+
+def test_the_command_line_draws_with_loras_and_says_so(
+    tiny_model: Path, own_lora: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import json
+
+    place = str(own_lora)
     command = ["generate", "two dogs", "--model", str(tiny_model), "--device", "cpu", "-o"]
     pictures = []
-    for name, more in (("plain", []), ("off", ["--lora", f"{place}=0"]), ("on", ["--lora", place])):
+    for name, more in (("plain", []), ("off", ["--lora", f"{place}:0"]), ("on", ["--lora", place])):
         assert main([*command, str(tmp_path / f"{name}.png"), *more]) == 0
         with Image.open(tmp_path / f"{name}.png") as picture:
             pictures.append(picture.tobytes())
@@ -243,5 +278,8 @@ def test_the_command_line_draws_with_loras_and_says_so(
     assert main(["info", str(tmp_path / "on.png"), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)["lineardit"]["model"]
     assert told == f"{tiny_model} + {place} x 1"
-    assert main([*command, str(tmp_path / "x.png"), "--lora", f"{place}=much"]) == 2
+    assert main([*command, str(tmp_path / "x.png"), "--lora", f"{place}:much"]) == 2
     assert "'much' is no number. Use" in capsys.readouterr().err
+    colon = tmp_path / "a:b.safetensors"
+    colon.write_bytes(own_lora.read_bytes())
+    assert main([*command, str(tmp_path / "y.png"), "--lora", str(colon)]) == 0

@@ -46,7 +46,7 @@ def generate(
     ] = None,
     lora: Annotated[
         list[str] | None,
-        typer.Option(help="A LoRA, or LoRA=WEIGHT; can be given several times.", show_default=False),
+        typer.Option(help="A LoRA: PLACE, or PLACE:WEIGHT; can be given several times.", show_default=False),
     ] = None,
     dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16 or auto.")] = "fp32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
@@ -93,14 +93,14 @@ def generate(
 
 
 def _weighted(lora: str) -> tuple[str, float]:
-    """`style=0.5` as a place and a weight."""
-    place, given, weight = lora.rpartition("=")
-    if not given:
+    """`style:0.5` as a place and a weight; a colon may also be part of a path."""
+    place, given, weight = lora.rpartition(":")
+    if not given or Path(lora).exists():
         return lora, 1.0
     try:
         return place, float(weight)
     except ValueError:
-        raise InputError(f"--lora {lora}: {weight!r} is no number. Use {place}=0.8.") from None
+        raise InputError(f"--lora {lora}: {weight!r} is no number. Use {place}:0.8.") from None
 
 
 def _places(output: Path, prompts: list[str], seed: int, num_images: int) -> list[Path]:
