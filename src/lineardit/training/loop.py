@@ -18,18 +18,22 @@ from torch.optim import Optimizer
 from lineardit.config.runs import LoopConfig
 from lineardit.errors import CheckpointError, NotFiniteError, OutputError
 from lineardit.kernels.select import autocast
-from lineardit.training import checkpoint
+from lineardit.training import checkpoint, optimizer_state
 from lineardit.training.average import WeightAverage
 from lineardit.training.finite import check_parameters, finite_outputs
 from lineardit.training.optimizer import build_optimizers, learning_rate_at
 from lineardit.training.progress import Progress
+from lineardit.training.rival import Opponent, opponents
 
 _log = logging.getLogger(__name__)
 
 
 @runtime_checkable
 class Task(Protocol):
-    """What is trained: a network, its loss at a step, and pictures that show how far it is."""
+    """What is trained: a network, its loss at a step, and pictures that show how far it is.
+
+    A task may have a `rival`, a second player that learns after each of its steps (`training.rival`).
+    """
 
     model: nn.Module
 
@@ -82,7 +86,8 @@ def train(task: Task, loop: LoopConfig, folder: Path, *, resume: bool) -> Outcom
     model, device = task.model, next(task.model.parameters()).device
     optimizers = build_optimizers(model, loop)
     average = WeightAverage(model, float(loop.ema_half_life))
-    start = _restore(folder, model, average, optimizers, resume)
+    rivals = opponents(task)
+    start = _restore(folder, model, average, optimizers, rivals, resume)
     progress = Progress(folder, loop.steps, loop.batch_size, start)
     saved_at, done = time.monotonic(), start
     with progress, _stop_signals() as stop:
@@ -103,6 +108,8 @@ def train(task: Task, loop: LoopConfig, folder: Path, *, resume: bool) -> Outcom
             else:
                 progress.skipped(step)
             model.zero_grad(set_to_none=True)
+            for rival in rivals:
+                losses = {**losses, **rival.step(step, precision(loop.dtype, device))}
             done = step + 1
             logged = done % loop.log_every == 0 or done == loop.steps
             progress.advance(done, losses, float(norm), rate if logged else None)
@@ -111,7 +118,7 @@ def train(task: Task, loop: LoopConfig, folder: Path, *, resume: bool) -> Outcom
                 or time.monotonic() - saved_at > 60 * loop.checkpoint_minutes
             )
             if due or stop.asked or done == loop.steps:
-                _save(folder, done, model, average, optimizers, loop.keep)
+                _save(folder, done, model, average, optimizers, rivals, loop.keep)
                 saved_at = time.monotonic()
             if done % loop.sample_every == 0 or done == loop.steps:
                 progress.pictures(done, task.sample(average.model, step))
@@ -135,22 +142,28 @@ def _save(
     model: nn.Module,
     average: WeightAverage,
     optimizers: Sequence[Optimizer],
+    rivals: Sequence[Opponent],
     keep: int,
 ) -> None:
-    states = [optimizer.state_dict() for optimizer in optimizers]
-    moments = {
-        f"{number}.{index}.{name}": value
-        for number, state in enumerate(states)
-        for index, slot in state["state"].items()
-        for name, value in slot.items()
-        if isinstance(value, Tensor)
+    tensors = {
+        "model": model.state_dict(),
+        "ema": average.state_dict(),
+        "optimizer": optimizer_state.moments(optimizers),
     }
-    tensors = {"model": model.state_dict(), "ema": average.state_dict(), "optimizer": moments}
-    checkpoint.save(folder, step, tensors, {"groups": [state["param_groups"] for state in states]}, keep)
+    state = {"groups": optimizer_state.groups(optimizers)}
+    for rival in rivals:
+        tensors |= rival.tensors()
+        state |= rival.state()
+    checkpoint.save(folder, step, tensors, state, keep)
 
 
 def _restore(
-    folder: Path, model: nn.Module, average: WeightAverage, optimizers: Sequence[Optimizer], resume: bool
+    folder: Path,
+    model: nn.Module,
+    average: WeightAverage,
+    optimizers: Sequence[Optimizer],
+    rivals: Sequence[Opponent],
+    resume: bool,
 ) -> int:
     found = checkpoint.load_newest(folder) if folder.exists() else None
     if found is None:
@@ -162,22 +175,15 @@ def _restore(
     try:
         model.load_state_dict(found.tensors["model"])
         average.model.load_state_dict(found.tensors["ema"])
-        _restore_optimizers(optimizers, found)
+        optimizer_state.restore(optimizers, found.tensors["optimizer"], found.state["groups"])
+        for rival in rivals:
+            rival.restore(found)
     except (RuntimeError, LookupError, ValueError) as error:
         raise CheckpointError(
             f"{found.path} is of another network or optimizer: {str(error).splitlines()[0]} "
             "Resume with the recipe it was made by."
         ) from None
     return found.step
-
-
-def _restore_optimizers(optimizers: Sequence[Optimizer], found: checkpoint.Loaded) -> None:
-    slots: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
-    for key, value in found.tensors["optimizer"].items():
-        number, index, name = key.split(".", 2)
-        slots[int(number)].setdefault(int(index), {})[name] = value
-    for optimizer, slot, groups in zip(optimizers, slots, found.state["groups"], strict=True):
-        optimizer.load_state_dict({"state": slot, "param_groups": groups})
 
 
 class _Stop:
