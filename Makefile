@@ -19,8 +19,9 @@ help:
 demo: .venv/run.stamp
 	$(BIN)/lineardit generate "a red apple left of a cat on a sky blue background" -o demo.png --seed 7 --force
 
+# Tests use one thread each, and as many run at once as there are cores.
 test: .venv/dev.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 check: .venv/dev.stamp
 	$(BIN)/ruff check
