@@ -1,5 +1,7 @@
 """The pool, its batches, and a whole run of two steps that ends in a model which draws."""
 
+import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -211,6 +213,20 @@ def test_each_epoch_sees_each_scene_once_in_another_order(run: TransformerRun, p
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
 
 
+def test_scenes_of_two_objects_can_be_shown_more_often(run: TransformerRun, pool: Pool) -> None:
+    scenes = EmojiScenes(run.scenes, run.train.seed)
+    pairs = {number for number in range(24) if scenes.scene(number).kind == "pair"}
+    assert 0 < len(pairs) < 12
+    job = task(run.model_copy(update={"pair_repeats": 3}), pool)
+    steps = (24 + 2 * len(pairs)) // 4
+    shown = Counter(
+        number for step in range(steps) for number in job.batch(step, step_generator(3, step))[0].tolist()
+    )
+    left_over = (24 + 2 * len(pairs)) % 4
+    expected = Counter(dict.fromkeys(range(24), 1)) + Counter(dict.fromkeys(pairs, 2))
+    assert not shown - expected and (expected - shown).total() == left_over
+
+
 def test_a_batch_pairs_each_scene_with_one_of_its_captions(
     run: TransformerRun, text_encoder: OfflineEncoder, pool: Pool
 ) -> None:
@@ -256,6 +272,23 @@ def test_the_prompt_reaches_the_loss(run: TransformerRun, pool: Pool) -> None:
     torch.nn.init.normal_(job.model.get_parameter("to_velocity.weight"))
     others = CaptionPool(pool.captions.vectors.flip(0), pool.captions.lengths)
     assert not torch.equal(job.losses(5)["loss"], task_like(job, others).losses(5)["loss"])
+
+
+def test_naming_objects_adds_to_the_loss_and_leaves_no_trace_in_what_is_written(
+    run: TransformerRun, pool: Pool, tmp_path: Path
+) -> None:
+    plain = task(run, pool).losses(5)
+    named = task(run.model_copy(update={"layout_weight": 0.5}), pool).losses(5)
+    assert torch.equal(named["velocity"], plain["loss"])
+    torch.testing.assert_close(named["loss"], named["velocity"] + 0.5 * named["layout"])
+    assert 0.5 * math.log(13) < float(named["layout"]) < 2 * math.log(13)
+    named["loss"].backward()
+    folder = train_transformer(
+        run.model_copy(update={"layout_weight": 0.5}), tmp_path / "run", resume=False, device=CPU
+    )
+    assert load_transformer(folder).state_dict().keys() == Transformer(run.model).state_dict().keys()
+    found = load_newest(tmp_path / "run")
+    assert found is not None and "head.weight" in found.tensors["model"]
 
 
 def task_like(job: GenerationTask, captions: CaptionPool) -> GenerationTask:

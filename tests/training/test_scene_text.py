@@ -1,6 +1,7 @@
 """Captions in, the truth of their scenes out: questions, answers, losses, and what is measured."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from lineardit.data.backgrounds import BACKGROUND_NAMES, BACKGROUNDS
 from lineardit.data.draws import Draws
 from lineardit.data.emoji_scenes import EmojiScenes
 from lineardit.data.scene import PlacedObject, Scene
-from lineardit.interop.text import load_text_encoder
+from lineardit.errors import ConfigError
+from lineardit.interop.text import load_text_encoder, save_text_encoder
 from lineardit.training import checkpoint, scene_text
 from lineardit.training.scene_text import (
     Answers,
@@ -220,6 +222,65 @@ def test_right_answers_are_counted_right_and_others_wrong(scenes: EmojiScenes) -
             return best._replace(counts=torch.zeros_like(best.counts))
 
         assert accuracy(nothing_there, scenes, 100) == right | {"presence": 0.5, "count": 0.0}
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory, scenes: EmojiScenes) -> Path:
+    """The folder of an encoder of two blocks that is there already."""
+    torch.manual_seed(0)
+    config = SceneTextConfig(vocabulary=700, width=32, depth=2, head_dim=16)
+    encoder = build_reader(RUN.model_copy(update={"model": config}), scenes).encoder
+    folder = tmp_path_factory.mktemp("known")
+    save_text_encoder(folder, encoder)
+    return folder
+
+
+def going_on(known: Path, **changes: Any) -> TextRun:
+    usual = {"scenes": RUN.scenes, "train": RUN.train, "start": known, "trained_blocks": 1}
+    return TextRun(**usual | changes)
+
+
+def test_of_an_encoder_that_goes_on_only_the_last_blocks_learn(known: Path, tmp_path: Path) -> None:
+    run = going_on(known, train=RUN.train.model_copy(update={"steps": 2, "ema_half_life": 0.01}))
+    before = load_text_encoder(known).state_dict()
+    after = load_text_encoder(train_scene_text(run, tmp_path / "run", resume=False)).state_dict()
+    moved = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert moved == {name for name in before if name.startswith("blocks.1.")}
+
+
+def test_the_anchor_measures_how_far_vectors_have_moved(known: Path, scenes: EmojiScenes) -> None:
+    run = going_on(known, anchor=3.0)
+    task = SceneTextTask(run, scenes, build_reader(run, scenes))
+    still = task.losses(0)
+    assert float(still["anchor"]) == 0
+    assert still["loss"] == sum(value for name, value in still.items() if name != "loss")
+    encoder = task.model.get_submodule("encoder")
+    with torch.no_grad():
+        encoder.get_parameter("norm.weight").mul_(1.5)
+        encoder.get_parameter("norm.bias").mul_(1.5)
+    # Vectors of one and a half times the size have moved by half of their size.
+    assert float(task.losses(0)["anchor"]) == pytest.approx(3 * 0.5**2, rel=1e-4)
+    free = going_on(known, anchor=0.0)
+    assert "anchor" not in SceneTextTask(free, scenes, build_reader(free, scenes)).losses(0)
+
+
+def test_an_encoder_that_goes_on_is_asked_for_what_its_words_mean(known: Path, scenes: EmojiScenes) -> None:
+    reader = build_reader(going_on(known), scenes)
+    (cat,) = reader.encoder.encode(["cat"]).embeddings
+    own = functional.layer_norm(cat[1:].mean(0), (32,))
+    torch.testing.assert_close(reader.head.questions.weight[scenes.names.index("cat")], own)
+
+
+def test_more_blocks_than_there_are_cannot_learn(known: Path, scenes: EmojiScenes) -> None:
+    with pytest.raises(ConfigError, match=r"trained_blocks=3, but .* has 2. Use trained_blocks=2 or less"):
+        build_reader(going_on(known, trained_blocks=3), scenes)
+
+
+def test_a_run_names_one_encoder(known: Path) -> None:
+    with pytest.raises(ConfigError, match="both are given: give one of them"):
+        going_on(known, model=RUN.model)
+    with pytest.raises(ConfigError, match="neither is given: give one of them"):
+        TextRun(train=RUN.train)
 
 
 def test_training_learns_and_leaves_an_encoder_that_can_be_read(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ the velocity would teach them. The head is thrown away.
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -54,7 +54,7 @@ class LayoutReader(nn.Module):
 
 def token_objects(
     scenes: Sequence[Scene], names: Sequence[str], height: int, width: int
-) -> Int[Tensor, "b n"]:
+) -> Integer[Tensor, "b n"]:
     """The class of what covers each token's centre in pictures of `height` x `width` tokens (square scenes).
 
     Raises: KeyError where a scene shows an object that is not among `names`.
@@ -70,7 +70,7 @@ def token_objects(
     return classes.flatten(1)
 
 
-def layout_loss(logits: Float[Tensor, "b n classes"], classes: Int[Tensor, "b n"]) -> Float[Tensor, ""]:
+def layout_loss(logits: Float[Tensor, "b n classes"], classes: Integer[Tensor, "b n"]) -> Float[Tensor, ""]:
     """Mean cross-entropy; tokens of objects weigh together as much as those of the background."""
     losses = functional.cross_entropy(
         logits.float().flatten(0, 1), classes.long().flatten(), reduction="none"
