@@ -86,6 +86,7 @@ def test_settings_tell_all_that_decided_a_picture(pipe: Pipeline, tiny_model: Pa
         "sampler": "euler",
         "seed": 4,
         "model": str(tiny_model),
+        "strength": None,
     }
 
 

@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from lineardit.autoencoder.model import Autoencoder
-from lineardit.data.pictures import to_picture
+from lineardit.data.picture_files import fitted
+from lineardit.data.pictures import to_picture, to_pixels
 from lineardit.diffusion.guidance import guided
 from lineardit.diffusion.paths import Velocity
 from lineardit.diffusion.randomness import StepNoise, seeded_noise
@@ -48,6 +49,8 @@ BUNDLED = "emoji"
 CONSISTENCY = "scm"
 """The sampler of models that see the image in one to four steps."""
 LARGEST_SEED = 2**63 - 1
+STRENGTH = 0.6
+"""How much of an initial picture is drawn anew where nothing is said."""
 
 OutputType = Literal["pil", "np", "pt", "latent"]
 
@@ -65,6 +68,14 @@ class Settings:
     sampler: str
     seed: int
     model: str
+    strength: float | None = None
+    """Where an initial picture was given: the share of the steps that was drawn over it, in (0, 1]."""
+
+    @property
+    def steps_drawn(self) -> int:
+        """Steps that are computed: the last ones, from an initial picture (SDEdit, arXiv:2108.01073)."""
+        share = 1.0 if self.strength is None else self.strength
+        return max(1, int(self.num_inference_steps * share + 1e-9))
 
 
 @dataclass(frozen=True)
@@ -221,6 +232,8 @@ class Pipeline:
         num_images_per_prompt: int = 1,
         seed: int | Sequence[int] = 0,
         sampler: str | None = None,
+        image: Image.Image | None = None,
+        strength: float | None = None,
         output_type: OutputType = "pil",
         batch_size: int | None = None,
         on_step: Callable[[State], None] | None = None,
@@ -231,6 +244,9 @@ class Pipeline:
         its own. `batch_size` pictures are denoised together: by default one on a CPU, where that costs
         nothing and makes a picture independent of its batch to the bit, all on a GPU. `on_step` sees
         each state.
+
+        `image` is where to start from: it is brought to height and width, encoded, mixed with noise as after
+        1 - `strength` of the steps (0.6 where nothing is said), and denoised from there.
 
         Raises:
             PromptError: a prompt is empty.
@@ -247,18 +263,21 @@ class Pipeline:
             num_images_per_prompt=num_images_per_prompt,
             seed=seed,
             sampler=sampler,
+            strength=STRENGTH if strength is None and image is not None else strength,
         )
-        return self.draw(jobs, output_type=output_type, batch_size=batch_size, on_step=on_step)
+        images = None if image is None else [image] * len(jobs)
+        return self.draw(jobs, images, output_type=output_type, batch_size=batch_size, on_step=on_step)
 
     def draw(
         self,
         jobs: Sequence[Settings],
+        images: Sequence[Image.Image] | None = None,
         *,
         output_type: OutputType = "pil",
         batch_size: int | None = None,
         on_step: Callable[[State], None] | None = None,
     ) -> Output:
-        """Draw planned pictures, `batch_size` at a time."""
+        """Draw planned pictures, `batch_size` at a time, each from its initial one if there are `images`."""
         if output_type not in ("pil", "np", "pt", "latent"):
             raise InputError(f"output_type={output_type!r} is unknown. Use pil, np, pt or latent.")
         if batch_size is not None and batch_size < 1:
@@ -268,7 +287,8 @@ class Pipeline:
         for start in range(0, len(jobs), together):
             part = jobs[start : start + together]
             rows = _rows(text, start, len(part), len(jobs), twice=self._runs_twice(part))
-            for state in self.states(part, rows):
+            initial = None if images is None else self.encode(images[start : start + together], part[0])
+            for state in self.states(part, rows, initial):
                 if on_step is not None:
                     on_step(state)
                 if state.step == state.total:
@@ -300,19 +320,31 @@ class Pipeline:
         )
         return self.states(jobs)
 
-    def states(self, jobs: Sequence[Settings], text: TextEmbedding | None = None) -> Iterator[State]:
+    def states(
+        self,
+        jobs: Sequence[Settings],
+        text: TextEmbedding | None = None,
+        initial: Float[Tensor, "b c h w"] | None = None,
+    ) -> Iterator[State]:
         """Denoise pictures of one size and step count together, yielding each state.
 
-        `text` is what `embed` gives for the same jobs, where it was computed before.
+        `text` is what `embed` gives for the same jobs, where it was computed before; `initial` what `encode`
+        gives for pictures to start from.
+
+        Raises:
+            InputError: there are pictures to start from and no strength, or the other way round.
         """
         first = jobs[0]
+        if (initial is None) != (first.strength is None):
+            given = "a strength, but no picture" if initial is None else "a picture, but no strength"
+            raise InputError(f"there is {given} to start from. Give both, or none.")
         text = self.embed(jobs) if text is None else text
         noise = seeded_noise(self._latent_shape(first), [job.seed for job in jobs], self.device)
         scales = torch.tensor([job.guidance_scale for job in jobs], device=self.device)
         # inference_mode would not survive being suspended in the middle of a generator that its user leaves.
         velocity = self._velocity(text, scales)
         states = self._sampled(
-            first, guided(velocity, scales) if self._runs_twice(jobs) else velocity, noise, jobs
+            jobs, guided(velocity, scales) if self._runs_twice(jobs) else velocity, noise, initial
         )
         while True:
             with torch.no_grad():
@@ -322,18 +354,33 @@ class Pipeline:
             yield state
 
     @torch.no_grad()
+    def encode(self, images: Sequence[Image.Image], job: Settings) -> Float[Tensor, "b c h w"]:
+        """Latents of pictures, each brought to the size of `job` and encoded alone."""
+        found = []
+        for image in images:
+            pixels = to_pixels(fitted(image, job.width, job.height)).to(self.device, self.dtype)
+            found.append(self.autoencoder.encode(pixels[None]).float())
+        return torch.cat(found)
+
+    @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
         """Pixels in [-1, 1], float32."""
         return self.autoencoder.decode(latents.to(self.dtype)).float().clamp(-1, 1)
 
     def _sampled(
-        self, job: Settings, velocity: Velocity, noise: Tensor, jobs: Sequence[Settings]
+        self, jobs: Sequence[Settings], velocity: Velocity, noise: Tensor, initial: Tensor | None
     ) -> Iterator[State]:
-        steps, shift = job.num_inference_steps, self.sampling.shift
+        job, shift = jobs[0], self.sampling.shift
         if job.sampler == CONSISTENCY:
-            return scm(velocity, noise, scm_times(steps), StepNoise([job.seed for job in jobs]))
-        grid = dpm_flow_times if job.sampler == "dpm++" else flow_times
-        return sampler_named(job.sampler)(velocity, noise, grid(steps, shift))
+            times = scm_times(job.num_inference_steps)
+        else:
+            times = (dpm_flow_times if job.sampler == "dpm++" else flow_times)(job.num_inference_steps, shift)
+        times = times[-job.steps_drawn - 1 :]
+        if initial is not None:
+            noise = (1 - times[0].item()) * initial + times[0].item() * noise
+        if job.sampler == CONSISTENCY:
+            return scm(velocity, noise, times, StepNoise([job.seed for job in jobs]))
+        return sampler_named(job.sampler)(velocity, noise, times)
 
     def _velocity(self, text: TextEmbedding, scales: Tensor) -> Velocity:
         # A distilled model takes the guidance scale as an input.
@@ -380,6 +427,7 @@ class Pipeline:
         num_images_per_prompt: int = 1,
         seed: int | Sequence[int] = 0,
         sampler: str | None = None,
+        strength: float | None = None,
     ) -> list[Settings]:
         """What would be drawn, one entry per picture, checked; nothing is computed. Raises as a call does."""
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -414,6 +462,7 @@ class Pipeline:
                 sampler=sampler,
                 seed=each,
                 model=self.description,
+                strength=None if strength is None else _checked_strength(strength),
             )
             for index, each in enumerate(_seeds(seed, count))
         ]
@@ -451,6 +500,12 @@ def _checked_scale(scale: float) -> float:
     if not 0 <= scale <= 100:  # NaN too
         raise InputError(f"guidance_scale={scale} is not between 0 and 100. Use 1 for none; 3 to 5 is usual.")
     return float(scale)
+
+
+def _checked_strength(strength: float) -> float:
+    if not 0 < strength <= 1:  # NaN too
+        raise InputError(f"strength={strength} is not above 0 and at most 1. Use 0.6; 1 keeps nothing.")
+    return float(strength)
 
 
 def _seeds(seed: int | Sequence[int], count: int) -> list[int]:

@@ -26,6 +26,7 @@ _NAMES: Mapping[str, str] = {
     "guidance_scale": "CFG scale",
     "seed": "Seed",
     "size": "Size",
+    "strength": "Denoising strength",
     "model": "Model",
     "version": "Version",
 }
@@ -48,7 +49,8 @@ def png_text(settings: Mapping[str, Any]) -> PngInfo:
     """The fields to save a picture with: `picture.save(path, pnginfo=png_text(settings))`.
 
     Of the settings, `prompt`, `negative_prompt`, `num_inference_steps`, `sampler`, `guidance_scale`, `seed`,
-    `height`, `width`, `model` and `version` are repeated for other programs; any others are kept as ours.
+    `height`, `width`, `strength`, `model` and `version` are repeated for other programs; any others are kept
+    as ours.
     """
     fields = PngInfo()
     fields.add_text(THEIRS, format_parameters(settings))
@@ -91,7 +93,11 @@ def format_parameters(settings: Mapping[str, Any]) -> str:
     if "width" in settings and "height" in settings:
         known["size"] = f"{settings['width']}x{settings['height']}"
     lines.append(
-        ", ".join(f"{theirs}: {_quoted(known[ours])}" for ours, theirs in _NAMES.items() if ours in known)
+        ", ".join(
+            f"{theirs}: {_quoted(known[ours])}"
+            for ours, theirs in _NAMES.items()
+            if known.get(ours) is not None
+        )
     )
     return "\n".join(lines)
 
