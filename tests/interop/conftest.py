@@ -1,10 +1,13 @@
 """A published pipeline in small: every part as diffusers and transformers write it, with random weights."""
 
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 def tiny_tokenizer() -> Any:
@@ -114,3 +117,39 @@ def sprint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("published") / "Sana_Sprint_tiny_diffusers"
     tiny_pipeline(guidance_embeds=True, qk_norm="rms_norm_across_heads").save_pretrained(folder)
     return folder
+
+
+class Counting(TorchDispatchMode):
+    """Counts the bytes of all tensors that were made and still live, beside a network's own."""
+
+    def __init__(self, network: torch.nn.Module | None = None) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        own = {} if network is None else network.state_dict()
+        self.seen = {tensor.untyped_storage()._cdata for tensor in own.values()}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and tensor.device.type != "meta":
+                self.note(tensor.untyped_storage())
+        return out
+
+    def note(self, storage: Any) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.seen:
+            return
+        self.seen.add(key)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self.forget, key, size)
+
+    def forget(self, key: int, size: int) -> None:
+        self.seen.discard(key)
+        self.live -= size
+
+
+@pytest.fixture
+def counting() -> type[Counting]:
+    """What counts memory the same way on every machine."""
+    return Counting

@@ -35,7 +35,7 @@ class Place(NamedTuple):
 class Sampling(NamedTuple):
     """How pictures are drawn."""
 
-    num_inference_steps: int
+    num_inference_steps: int | None
     guidance_scale: float | None
     sampler: str | None
 
@@ -71,7 +71,9 @@ def evaluate(
     objects: Annotated[
         int | None, typer.Option(help="Ask for the first so many of the curated objects.")
     ] = None,
-    num_inference_steps: Annotated[int, typer.Option(help="Steps per picture.")] = 20,
+    num_inference_steps: Annotated[
+        int | None, typer.Option(help="Steps per picture; the model's own unless given.", show_default=False)
+    ] = None,
     guidance_scale: Annotated[
         float | None, typer.Option(help="How closely to follow the prompt; the model's own unless given.")
     ] = None,
@@ -183,9 +185,11 @@ def _latents(place: Place, scenes: "EmojiScenes", count: int, batch_size: int, s
 
     from lineardit.interop.native import save_autoencoder
     from lineardit.training.latents import latent_statistics, with_statistics
+    from lineardit.training.picture_source import scene_batches
 
     autoencoder = _autoencoder(place)
-    mean, deviation = latent_statistics(autoencoder, scenes, count, batch_size=batch_size)
+    batches = scene_batches(scenes, count, batch_size=batch_size)
+    mean, deviation = latent_statistics(autoencoder, batches)
     shift, scale = autoencoder.shift.flatten().double().cpu(), autoencoder.scale.flatten().double().cpu()
     columns = {
         "mean": mean,
@@ -215,13 +219,13 @@ def _autoencoder(place: Place) -> "Autoencoder":
         return _pipeline(place).autoencoder
     from lineardit.errors import CheckpointError
     from lineardit.interop.places import assemble_autoencoder, open_place
-    from lineardit.kernels.select import DTYPES, inspect_machine, select
+    from lineardit.kernels.select import inspect_machine, select
 
     chosen = select(inspect_machine(), place.device, place.dtype)
-    name, opened = chosen.dtype.name, open_place(place.model)
+    opened = open_place(place.model)
     if "autoencoder" not in opened.networks:
         raise CheckpointError(f"{opened.path} holds no autoencoder.")
-    return assemble_autoencoder(opened, name).to(chosen.torch_device, DTYPES[name])
+    return assemble_autoencoder(opened, chosen.dtype.name, chosen.torch_device)
 
 
 @contextmanager

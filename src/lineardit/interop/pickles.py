@@ -2,15 +2,17 @@
 
 import pickle
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lineardit.errors import CheckpointError, OutputError
-from lineardit.interop.stored import LazyTensors, stored_of
+from lineardit.interop.stored import LazyTensors, read_bytes, stored_of
 
 SUFFIXES = frozenset({".pth", ".pt", ".bin", ".ckpt"})
 
@@ -19,7 +21,7 @@ _GLOBAL = re.compile(r"(?:GLOBAL|global:?) ['`]?([\w.]+)")
 
 
 def open_pickle(path: Path) -> LazyTensors:
-    """The tensors of a checkpoint, with whatever wraps them taken off; the file is mapped, not read.
+    """The tensors of a checkpoint, with whatever wraps them taken off, each read when it is asked for.
 
     Only tensors, numbers, strings, lists and dictionaries are understood: anything else could be code.
 
@@ -38,8 +40,7 @@ def open_pickle(path: Path) -> LazyTensors:
         what = f"{strange[0]} in it is no tensor" if strange else "there are no tensors by name in it"
         raise CheckpointError(f"{path} is no checkpoint of a network: {what}.")
     named = {str(name): tensor for name, tensor in tensors.items()}
-    # Copies, so that a network does not go on living in a file that someone may replace.
-    return LazyTensors(stored_of(named), lambda name: named[name].clone())
+    return LazyTensors(stored_of(named), lambda name: _read(path, named[name]))
 
 
 def write_pickle(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -59,11 +60,11 @@ def _load(path: Path) -> Any:
     if not path.is_file():
         raise CheckpointError(f"{path} {'is no file' if path.exists() else 'does not exist'}.")
     try:
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap" not in str(error):  # files of torch before 1.6 cannot be mapped
-                raise
+        if not zipfile.is_zipfile(path):  # torch before 1.6: nothing tells where a tensor lies
+            return torch.load(path, map_location="cpu", weights_only=True)
+        # Without their numbers, each storage with the place of its bytes: a memory map would keep every page
+        # that was touched for as long as one tensor of the file lives.
+        with FakeTensorMode():
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = _GLOBAL.search(str(error))
@@ -79,3 +80,15 @@ def _load(path: Path) -> Any:
 
 def _holds_tensors(content: Mapping[Any, Any]) -> bool:
     return any(isinstance(value, Tensor) for value in content.values())
+
+
+def _read(path: Path, tensor: Tensor) -> Tensor:
+    storage = tensor.untyped_storage()
+    begin: int | None = getattr(storage, "_checkpoint_offset", None)
+    if begin is None:
+        return tensor.clone()
+    if not tensor.is_contiguous():
+        whole = read_bytes(path, begin, begin + storage.nbytes()).view(tensor.dtype)
+        return whole.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).contiguous()
+    begin += tensor.storage_offset() * tensor.itemsize
+    return read_bytes(path, begin, begin + tensor.nbytes).view(tensor.dtype).reshape(tensor.shape)

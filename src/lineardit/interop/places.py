@@ -47,12 +47,15 @@ from lineardit.interop.schedulers import sampling_from_scheduler
 from lineardit.interop.shards import choose_variant, find_weights, open_weights
 from lineardit.interop.stored import LazyTensors, open_tensors, read_header
 from lineardit.interop.text import TOKENIZER, text_encoder_from
+from lineardit.kernels.select import DTYPES
 from lineardit.text.embedding import TextEncoder
 from lineardit.text.encoder import GemmaEncoder
 from lineardit.transformer.controlnet import ControlNet
 from lineardit.transformer.model import Transformer
 
 N = TypeVar("N", bound=nn.Module)
+
+CPU = torch.device("cpu")
 
 PIPELINE_INDEX = "model_index.json"
 PIPELINES = ("SanaPipeline", "SanaPAGPipeline", "SanaSprintPipeline", "SanaSprintImg2ImgPipeline")
@@ -229,8 +232,8 @@ def resolve(place: str | Path) -> Path:
         ) from None
 
 
-def assemble_transformer(place: Place, dtype: str) -> Transformer:
-    """The transformer of a place, ready to use, its weights read directly as `dtype`.
+def assemble_transformer(place: Place, dtype: str, device: torch.device = CPU) -> Transformer:
+    """The transformer of a place, ready to use, its weights read one by one as `dtype` to `device`.
 
     Raises:
         CheckpointError: lists every tensor that does not fit.
@@ -238,21 +241,21 @@ def assemble_transformer(place: Place, dtype: str) -> Transformer:
     """
     network = place.networks["transformer"]
     assert isinstance(network.config, TransformerConfig)
-    return _assembled(Transformer, network.config, network, dtype)
+    return _assembled(Transformer, network.config, network, dtype, device)
 
 
-def assemble_controlnet(place: Place, dtype: str) -> ControlNet:
+def assemble_controlnet(place: Place, dtype: str, device: torch.device = CPU) -> ControlNet:
     """The ControlNet of a place. Raises as `assemble_transformer`."""
     network = place.networks["controlnet"]
     assert isinstance(network.config, TransformerConfig)
-    return _assembled(ControlNet, network.config, network, dtype)
+    return _assembled(ControlNet, network.config, network, dtype, device)
 
 
-def assemble_autoencoder(place: Place, dtype: str) -> Autoencoder:
+def assemble_autoencoder(place: Place, dtype: str, device: torch.device = CPU) -> Autoencoder:
     """The autoencoder of a place. Raises as `assemble_transformer`."""
     network = place.networks["autoencoder"]
     assert isinstance(network.config, AutoencoderConfig)
-    return _assembled(Autoencoder, network.config, network, dtype)
+    return _assembled(Autoencoder, network.config, network, dtype, device)
 
 
 def assemble_text_encoder(place: Place, device: torch.device) -> TextEncoder:
@@ -272,11 +275,13 @@ def assemble_text_encoder(place: Place, device: torch.device) -> TextEncoder:
     return text
 
 
-def _assembled(kind: Callable[[Any], N], config: Config, network: Network, dtype: str) -> N:
+def _assembled(
+    kind: Callable[[Any], N], config: Config, network: Network, dtype: str, device: torch.device
+) -> N:
     with torch.device("meta"):
         model = kind(config)
-    load_strict(model, network.tensors.to(dtype), network.source)
-    return model.eval()
+    load_strict(model, network.tensors.to(dtype, device), network.source)
+    return model.to(device, DTYPES[dtype]).eval()  # the buffers that no file has
 
 
 def _opened(path: Path, variant: str | None) -> Place:

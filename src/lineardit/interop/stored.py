@@ -72,15 +72,16 @@ class LazyTensors(Mapping[str, Tensor]):
             {new: self.stored[old] for new, old in names.items()}, lambda name: self._read(names[name])
         )
 
-    def to(self, dtype: str) -> "LazyTensors":
-        """The same with floating-point tensors as `dtype`: fp32, bf16 or fp16.
+    def to(self, dtype: str, device: torch.device | None = None) -> "LazyTensors":
+        """The same with floating-point tensors as `dtype` (fp32, bf16 or fp16), and all on `device`.
 
         Reading one raises `InputError` where fp16 cannot hold a number.
         """
 
         def read(name: str) -> Tensor:
             tensor = self._read(name)
-            return converted(name, tensor, dtype) if tensor.is_floating_point() else tensor
+            tensor = converted(name, tensor, dtype) if tensor.is_floating_point() else tensor
+            return tensor if device is None else tensor.to(device)
 
         target = _NAMES[DTYPES[dtype]]
         stored = {
@@ -107,7 +108,8 @@ def converted(name: str, tensor: Tensor, dtype: str) -> Tensor:
         InputError: fp16 cannot hold a number of it.
     """
     out = tensor.to(DTYPES[dtype])
-    if out.dtype.itemsize < tensor.dtype.itemsize or out.dtype == torch.float16:
+    # The extremes first: they need no memory of their own, and tell of any number that is not finite.
+    if out is not tensor and out.numel() and not torch.stack(out.aminmax()).isfinite().all():
         finite = tensor.isfinite()
         if not torch.equal(out.isfinite(), finite):
             largest = tensor[finite].abs().max().item()
@@ -140,7 +142,7 @@ def open_tensors(*paths: Path) -> LazyTensors:
             raise CheckpointError(
                 f"{path} stores {name} as {stored[name].dtype}. Read are {', '.join(STORED_DTYPES)}."
             )
-        return _read_bytes(path, begin, end).view(dtype).reshape(stored[name].shape)
+        return read_bytes(path, begin, end).view(dtype).reshape(stored[name].shape)
 
     return LazyTensors(stored, read)
 
@@ -202,7 +204,12 @@ def _offsets(path: Path) -> dict[str, tuple[Path, int, int]]:
     }
 
 
-def _read_bytes(path: Path, begin: int, end: int) -> Tensor:
+def read_bytes(path: Path, begin: int, end: int) -> Tensor:
+    """The bytes of a file from `begin` to before `end`.
+
+    Raises:
+        CheckpointError: there are not so many, or the file cannot be read.
+    """
     # Into memory of our own: a memory map would keep every page that was touched for as long as one
     # tensor of the file lives.
     buffer = torch.empty(end - begin, dtype=torch.uint8)
