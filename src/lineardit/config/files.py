@@ -14,12 +14,13 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from lineardit.config.detector import DetectorRun
+from lineardit.config.finetune import FinetuneRun
 from lineardit.config.models import Config
 from lineardit.config.presets import autoencoder_preset, transformer_preset
 from lineardit.config.runs import AutoencoderRun, Run, TextRun, TransformerRun
 from lineardit.errors import ConfigError
 
-Recipe = Run | DetectorRun
+Recipe = Run | DetectorRun | FinetuneRun
 """What a recipe can describe."""
 
 KINDS: Mapping[str, type[Recipe]] = {
@@ -27,6 +28,7 @@ KINDS: Mapping[str, type[Recipe]] = {
     "transformer": TransformerRun,
     "text": TextRun,
     "detector": DetectorRun,
+    "finetune": FinetuneRun,
 }
 
 
@@ -67,7 +69,7 @@ def parse_run(text: str, overrides: Sequence[str] = (), source: str = "the recip
         given = "has no key kind" if kind is None else f"has kind={kind!r}"
         raise ConfigError(f"{source} {given}. Use one of {', '.join(KINDS)}.")
     run = _build(run_class, recipe, path=(), paths=list(_key_paths(run_class)))
-    assert isinstance(run, AutoencoderRun | TransformerRun | TextRun | DetectorRun)
+    assert isinstance(run, AutoencoderRun | TransformerRun | TextRun | DetectorRun | FinetuneRun)
     return run
 
 

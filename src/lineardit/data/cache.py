@@ -1,17 +1,14 @@
 """Latents and text embeddings computed once, kept in shards with checksums, and read by memory map."""
 
-import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from lineardit.data.shards import Shards, shard_name, write_json, write_shard
 from lineardit.errors import CheckpointError, OutputError
 
 INDEX = "index.json"
@@ -44,10 +41,10 @@ class ShardCache:
 
     def fill(self, count: int, make: Callable[[int], Mapping[str, Tensor]]) -> None:
         """Make the shards 0 to count - 1 that are not there yet."""
-        for index in range(count):
-            name = _name(index)
+        for name, index in ((shard_name(index), index) for index in range(count)):
             if name not in self._sums or not (self.folder / name).exists():
-                self._write(name, {key: value.contiguous() for key, value in make(index).items()})
+                self._sums[name] = write_shard(self.folder / name, make(index))
+                write_json(self.folder / INDEX, {"key": self.key, "shards": self._sums})
 
     def load(self, count: int) -> dict[str, Tensor]:
         """All rows of the first `count` shards, one tensor per name.
@@ -56,42 +53,10 @@ class ShardCache:
             CheckpointError: a shard is missing or damaged; names it.
         """
         parts: dict[str, list[Tensor]] = {}
-        for path in (self.folder / _name(index) for index in range(count)):
+        shards = Shards("Remove it; it is made again.")
+        for path in (self.folder / shard_name(index) for index in range(count)):
             if not path.exists():
                 raise CheckpointError(f"{path} is missing: {count} shards were asked for. Fill them first.")
-            if _sha256(path) != self._sums.get(path.name):
-                raise CheckpointError(
-                    f"{path} is damaged: its checksum differs. Remove it; it is made again."
-                )
-            try:
-                with safe_open(path, "pt") as shard:
-                    for key in shard.keys():  # noqa: SIM118  (a safe_open handle is no mapping)
-                        parts.setdefault(key, []).append(shard.get_tensor(key))
-            except SafetensorError as error:
-                raise CheckpointError(f"{path} is no safetensors file: {error}") from None
+            for key in shards.names(path, self._sums.get(path.name, "")):
+                parts.setdefault(key, []).append(shards.tensor(path, self._sums[path.name], key))
         return {key: torch.cat(tensors) for key, tensors in parts.items()}
-
-    def _write(self, name: str, tensors: dict[str, Tensor]) -> None:
-        temporary, fresh = (self.folder / f".{each}.{os.getpid()}" for each in (name, INDEX))
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, temporary)
-            self._sums[name] = _sha256(temporary)
-            temporary.replace(self.folder / name)
-            fresh.write_text(json.dumps({"key": self.key, "shards": self._sums}, indent=1), "utf-8")
-            fresh.replace(self.folder / INDEX)
-        except (OSError, SafetensorError) as error:
-            raise OutputError(f"{self.folder} cannot be written: {error}.") from None
-        finally:
-            if self.folder.is_dir():
-                temporary.unlink(missing_ok=True)
-                fresh.unlink(missing_ok=True)
-
-
-def _name(index: int) -> str:
-    return f"shard-{index:05d}.safetensors"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

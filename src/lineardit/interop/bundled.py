@@ -1,0 +1,12 @@
+"""Where the model lies that ships with the package."""
+
+from importlib.resources import files
+from pathlib import Path
+
+BUNDLED = "emoji"
+"""What it is called."""
+
+
+def bundled_folder() -> Path:
+    """Its folder."""
+    return Path(str(files("lineardit"))) / "weights" / BUNDLED

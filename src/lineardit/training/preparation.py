@@ -1,0 +1,221 @@
+"""From checked pictures to shards of latents and text embeddings, in parallel, and never twice."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lineardit.autoencoder.model import Autoencoder
+from lineardit.data.images import BadPicture, cover, decode, quiet_pillow
+from lineardit.data.ledger import Ledger, Made
+from lineardit.data.pictures import to_pixels
+from lineardit.data.prepared import LATENTS, TEXT
+from lineardit.data.processes import in_order, worker_processes
+from lineardit.data.shards import write_shard
+from lineardit.data.survey import Entry, Problem, Survey
+from lineardit.errors import CheckpointError, InputError
+from lineardit.interop.places import assemble_autoencoder, assemble_text_encoder, open_place
+from lineardit.kernels.select import autocast
+from lineardit.text.embedding import TextEncoder
+from lineardit.training.probe import check_same, probe
+
+ENCODED_AT_ONCE = 8
+"""Pictures, or captions, that go through a network together."""
+
+
+class Job(NamedTuple):
+    """One shard that is to be made."""
+
+    folder: Path
+    name: str
+    entries: list[Entry]
+    parts: tuple[str, ...]
+    """`latents`, `text` or both."""
+    model: str
+    device: str
+    max_pixels: int
+    threads: int
+    """Threads of torch, and of reading pictures, in the process that makes it."""
+
+
+class Outcome(NamedTuple):
+    """What was written."""
+
+    shards: int
+    made: int
+    """Shards that were not there yet."""
+    pictures: int
+    lost: list[Problem]
+    """Pictures that could be read when they were checked, and no longer."""
+    cut: int
+    """Captions that are longer than the text encoder reads."""
+
+
+def encode(
+    found: Survey,
+    folder: Path,
+    model: str | Path,
+    settings: Mapping[str, Any],
+    *,
+    max_pixels: int,
+    processes: int = 1,
+    threads: int = 1,
+    device: str = "cpu",
+    on_pictures: Callable[[int, int], None] = lambda done, total: None,
+) -> Outcome:
+    """Write the pictures and captions of a survey as a folder that `PreparedData` reads.
+
+    Shards that are there and whole are kept, unless their pictures or captions have changed. `settings` are
+    what they depend on besides; `on_pictures` hears how many pictures are done, of how many.
+
+    Raises:
+        InputError: no picture can be used.
+        CheckpointError: the model is damaged or not whole.
+        ConfigError: the folder was prepared with another model.
+        OutputError: the folder was prepared with other settings, or cannot be written.
+        LineardiTError: a worker process was killed.
+    """
+    if not found.entries:
+        kinds = ", ".join(f"{len(problems)} {kind}" for kind, problems in found.kinds().items())
+        raise InputError(f"none of the {found.found} pictures can be used: {kinds}.")
+    ledger = Ledger(folder, settings)
+    autoencoder, text_encoder = _networks(str(model), device)
+    made_here = probe(autoencoder, text_encoder)
+    before = ledger.probe()
+    if before is not None:
+        check_same(made_here, before, str(model), str(folder))
+    ledger.plan(found, made_here)
+    config = autoencoder.config
+    facts = {
+        "latent_channels": config.latent_channels,
+        "stride": config.stride,
+        "text_width": text_encoder.width,
+    }
+    left = ledger.left()
+    done = len(found.entries) - sum(len(entries) for entries, _ in left.values())
+    on_pictures(done, len(found.entries))
+    jobs = (
+        (entries, Job(folder, name, entries, parts, str(model), device, max_pixels, threads))
+        for name, (entries, parts) in left.items()
+    )
+    with worker_processes(min(processes, len(left))) as pool:
+        work = ((job, job) for _, job in jobs)
+        for job, made in in_order(pool, make_shard, work, ahead=2 * processes):
+            ledger.done(job.name, made)
+            done += len(job.entries)
+            on_pictures(done, len(found.entries))
+    ledger.finish({**facts, "place": str(model)})
+    return Outcome(len(ledger.shards), len(left), ledger.pictures, ledger.lost, ledger.cut)
+
+
+def make_shard(job: Job) -> Made:
+    """Encode and write one shard. A picture that cannot be read any more is left out and named."""
+    torch.set_num_threads(job.threads)
+    autoencoder, text_encoder = _networks(job.model, job.device)
+    sums: dict[str, str] = {}
+    lost: list[Problem] = []
+    kept, cut = None, None
+    if LATENTS in job.parts:
+        tensors, lost = _latents(autoencoder, job)
+        kept = len(tensors["kept"])
+        sums[LATENTS] = write_shard(job.folder / LATENTS / job.name, tensors)
+    if TEXT in job.parts:
+        tensors, facts, cut = _captions(text_encoder, job.entries)
+        sums[TEXT] = write_shard(job.folder / TEXT / job.name, tensors, facts)
+    return Made(sums, kept, lost, cut)
+
+
+@torch.no_grad()
+def _latents(autoencoder: Autoencoder, job: Job) -> tuple[dict[str, Tensor], list[Problem]]:
+    device = next(autoencoder.parameters()).device
+    bucket, config = job.entries[0].fit.bucket, autoencoder.config
+    latents, kept, lost = [], [], []
+    with quiet_pillow(), ThreadPoolExecutor(job.threads) as readers:
+        for start in range(0, len(job.entries), ENCODED_AT_ONCE):
+            part = job.entries[start : start + ENCODED_AT_ONCE]
+            pixels = []
+            for place, read in enumerate(readers.map(lambda entry: _pixels(entry, job.max_pixels), part)):
+                if isinstance(read, Problem):
+                    lost.append(read)
+                else:
+                    pixels.append(read)
+                    kept.append(start + place)
+            if pixels:
+                images = torch.stack(pixels).to(device).contiguous(memory_format=torch.channels_last)
+                with autocast(device):
+                    latents.append(autoencoder.encode(images).bfloat16().cpu())
+    sides = bucket.height // config.stride, bucket.width // config.stride
+    empty = torch.empty(0, config.latent_channels, *sides, dtype=torch.bfloat16)
+    return {"latents": torch.cat([empty, *latents]), "kept": torch.tensor(kept, dtype=torch.int32)}, lost
+
+
+def _pixels(entry: Entry, max_pixels: int) -> Tensor | Problem:
+    try:
+        return to_pixels(cover(decode(entry.picture.read(), max_pixels), entry.fit.bucket))
+    except BadPicture as error:
+        return Problem(entry.key, str(error))
+    except OSError as error:
+        return Problem(entry.key, f"unreadable: {error.strerror or error}")
+
+
+@torch.no_grad()
+def _captions(
+    text_encoder: TextEncoder, entries: list[Entry]
+) -> tuple[dict[str, Tensor], dict[str, str], int]:
+    texts = [caption.text for entry in entries for caption in entry.captions]
+    # Those of like length go together, so that little is padding.
+    order = sorted(dict.fromkeys(texts), key=len)
+    rows: dict[str, Tensor] = {}
+    with _counted_cuts() as cuts:
+        for start in range(0, len(order), ENCODED_AT_ONCE):
+            part = order[start : start + ENCODED_AT_ONCE]
+            embeddings, mask = text_encoder.encode(part)
+            for text, row, there in zip(part, embeddings, mask, strict=True):
+                rows[text] = row[there].bfloat16().cpu()
+    tensors = {
+        "vectors": torch.cat([rows[text] for text in texts]),
+        "lengths": torch.tensor([len(rows[text]) for text in texts], dtype=torch.int32),
+    }
+    samples = [[entry.key, [list(caption) for caption in entry.captions]] for entry in entries]
+    return tensors, {"samples": json.dumps(samples)}, cuts.count
+
+
+@lru_cache(1)
+def _networks(model: str, device: str) -> tuple[Autoencoder, TextEncoder]:
+    """What encodes pictures and captions; loaded once in a process."""
+    place = open_place(model)
+    lacking = {"autoencoder", "text_encoder"} & set(place.missing)
+    if lacking:
+        raise CheckpointError(
+            f"{model} holds no {', no '.join(sorted(lacking))}: pictures are encoded by the autoencoder and "
+            "captions by the text encoder. Give the folder of a whole model."
+        )
+    where = torch.device(device)
+    return assemble_autoencoder(place, "fp32").to(where), assemble_text_encoder(place, where)
+
+
+class _Cuts(logging.Filter):
+    """Counts the warnings of captions that are cut off, instead of showing each of them."""
+
+    count = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        self.count += 1
+        return False
+
+
+@contextmanager
+def _counted_cuts() -> Iterator[_Cuts]:
+    cuts, logger = _Cuts(), logging.getLogger("lineardit.text.prompt")
+    logger.addFilter(cuts)
+    try:
+        yield cuts
+    finally:
+        logger.removeFilter(cuts)
