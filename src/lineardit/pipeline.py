@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from lineardit.autoencoder.model import Autoencoder
+from lineardit.config.steps import steps_drawn
 from lineardit.data.picture_files import fitted
 from lineardit.data.pictures import to_picture, to_pixels
 from lineardit.diffusion.guidance import guided
@@ -74,8 +75,7 @@ class Settings:
     @property
     def steps_drawn(self) -> int:
         """Steps that are computed: the last ones, from an initial picture (SDEdit, arXiv:2108.01073)."""
-        share = 1.0 if self.strength is None else self.strength
-        return max(1, int(self.num_inference_steps * share + 1e-9))
+        return steps_drawn(self.num_inference_steps, self.strength)
 
 
 @dataclass(frozen=True)
