@@ -9,7 +9,8 @@
     ├── MissingExtraError           2, 501   an optional dependency that is not installed
     ├── MissingFontError            2, 501   the emoji font, needed to draw scenes
     ├── OutputError                 2, 507   a place that cannot be written
-    └── NotFiniteError              3, 500   a number that is NaN or infinite, with the layer it came from
+    ├── NotFiniteError              3, 500   a number that is NaN or infinite, with the layer it came from
+    └── ProcessLostError            4, 500   another process of a job that died or does not answer
 
 A message says what was given, which rule it broke and what would pass. Only the command line and the
 server translate the tree; library code raises and never exits.
@@ -57,8 +58,9 @@ class MissingExtraError(LineardiTError, ImportError):
     exit_code = 2
     http_status = 501
 
-    def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs the package {package}: pip install 'lineardit[{extra}]'")
+    def __init__(self, package: str, extra: str | None, purpose: str) -> None:
+        line = package if extra is None else f"'lineardit[{extra}]'"
+        super().__init__(f"{purpose} needs the package {package}: pip install {line}")
 
 
 class MissingFontError(LineardiTError):
@@ -79,6 +81,12 @@ class NotFiniteError(LineardiTError, ArithmeticError):
     """A value is NaN or infinite."""
 
     exit_code = 3
+
+
+class ProcessLostError(LineardiTError):
+    """Another process of the same job has died, hangs or cannot be reached."""
+
+    exit_code = 4
 
 
 def check_multiple(name: str, side: int, unit: int, rule: str) -> None:

@@ -12,13 +12,16 @@ from lineardit.config.scenes import SceneConfig
 class OptimizerConfig(Config):
     """How weights follow their gradients."""
 
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    """muon: the matrices of the blocks follow Muon, everything else AdamW."""
-    """Decoupled weight decay (arXiv:1711.05101)."""
+    optimizer: Literal["adamw", "adamw8bit", "came", "muon"] = "adamw"
+    """adamw8bit keeps its moments in a quarter of the memory (needs bitsandbytes), came the second
+    one in two vectors per matrix (arXiv:2307.02047); under muon the matrices of the blocks follow Muon,
+    everything else AdamW."""
     learning_rate: float = Field(3e-4, gt=0)
     """Rate after the warm-up, before the decay."""
     betas: tuple[float, float] = (0.9, 0.99)
     """Shares of the past in the running means of the gradient and of its square."""
+    confidence_beta: float = Field(0.9999, ge=0, lt=1)
+    """Of came: share of the past in the running mean of how far its steps were from their mean."""
     weight_decay: float = Field(0.01, ge=0)
     """Share of a matrix removed per step at rate 1; norms, biases and tables do not decay."""
     clip: float = Field(1.0, gt=0)
@@ -45,15 +48,24 @@ class LoopConfig(OptimizerConfig):
     steps: int = Field(gt=0)
     """Steps of the whole run, those before an interruption included."""
     batch_size: int = Field(gt=0)
-    """Samples per step."""
+    """Samples per step, of all processes together."""
+    accumulate: int = Field(1, gt=0)
+    """Parts of a batch that are computed one after the other: less memory, the same gradient."""
     seed: int = Field(0, ge=0)
     """All randomness of step k is a function of this and k."""
-    dtype: Literal["auto", "bf16", "fp32"] = "auto"
-    """Of matrix products; weights, sums and the optimizer stay in float32."""
+    dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Of matrix products; weights, sums and the optimizer stay in float32. fp16 scales the loss so that small
+    gradients survive."""
+    checkpoint_activations: bool = False
+    """Keep only what goes into each block and compute the rest again on the way back: far less memory, about
+    a third more time. Also called gradient checkpointing."""
     compile: bool = False
     """Fuse the forward and backward pass with torch.compile: minutes to start, then about twice as fast."""
     ema_half_life: float = Field(1000, gt=0)
     """Steps after which a weight's share in the running average has halved."""
+    ema_width: float | None = Field(None, gt=0, lt=0.28)
+    """Instead of a half-life: deviation of the averaged steps over all steps done, so that the average grows
+    with the run (power-function EMA, arXiv:2312.02696); 0.05 and 0.1 are usual."""
     log_every: int = Field(50, gt=0)
     """Steps between two lines of the log."""
     sample_every: int = Field(1000, gt=0)
@@ -64,6 +76,15 @@ class LoopConfig(OptimizerConfig):
     """Most minutes between two checkpoints."""
     keep: int = Field(2, gt=0)
     """Checkpoints that stay; older ones are removed."""
+    keep_best: int = Field(0, ge=0)
+    """Checkpoints that stay beside these: those of the lowest validation loss, or, in a run without one, of
+    the lowest mean loss since the checkpoint before."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """Of several processes each holds the whole state (ddp), or some rows of every tensor (fsdp)."""
+    shard_within: int | None = Field(None, gt=0)
+    """Of fsdp: processes that hold one copy together, such as the GPUs of one machine; all unless given."""
+    timeout_minutes: float = Field(10, gt=0)
+    """How long a process waits for the others before it ends the job."""
 
 
 class ReconstructionConfig(Config):
@@ -86,14 +107,24 @@ class ReconstructionConfig(Config):
 
 
 class TimeConfig(Config):
-    """Where between image (0) and noise (1) training looks: t = sigmoid(mean + std n), then shifted."""
+    """Where between image (0) and noise (1) training looks: times of a distribution, then shifted."""
 
+    distribution: Literal["logit_normal", "mode", "uniform"] = "logit_normal"
+    """logit_normal: t = sigmoid(mean + std n); mode: t = 1 - u - mode_scale (cos(pi u / 2)^2 - 1 + u), u
+    uniform (arXiv:2403.03206, section 3.1)."""
     mean: float = 0.0
     """Of the normal distribution inside the sigmoid; above 0 looks at noisier times."""
     std: float = Field(1.0, gt=0)
     """Of the normal distribution inside the sigmoid; larger looks more at the ends."""
+    mode_scale: float = Field(1.29, ge=-1, le=1.75)
+    """Of mode: above 0 looks at the middle, below 0 at the ends."""
     shift: float = Field(1.0, gt=0)
     """t' = shift t / (1 + (shift - 1) t); above 1 looks at noisier times."""
+    shift_tokens: int | None = Field(None, gt=0)
+    """Tokens of the pictures that `shift` is right for; for others it is taken times the square root of the
+    ratio of the numbers of tokens (section 5.3.2). The same shift at every size unless given."""
+    weighting: Literal["none", "cosmap"] = "none"
+    """Of the loss at a time: none weighs all alike, cosmap is highest in the middle (section 3.1)."""
 
 
 class SampleConfig(Config):

@@ -8,9 +8,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lineardit.config.runs import TimeConfig
 from lineardit.diffusion.paths import DDPMPath, FlowPath, PerSample, Samples, Times, Velocity, widened
 from lineardit.diffusion.predictions import Prediction
-from lineardit.diffusion.times import LogitNormal, TimeDistribution, check_shift, shift_times
+from lineardit.diffusion.times import (
+    LogitNormal,
+    TimeDistribution,
+    check_shift,
+    shift_at,
+    shift_times,
+    time_distribution,
+)
 from lineardit.errors import ConfigError, ShapeError
 
 Weighting = Callable[[Tensor], Tensor]
@@ -122,3 +130,9 @@ def squared_error(predicted: Float[Tensor, "..."], target: Samples) -> PerSample
             "It must keep the shape of what it is given."
         )
     return (predicted.to(target.dtype) - target).square().flatten(1).mean(1)
+
+
+def flow_matching(config: TimeConfig, tokens: int) -> FlowMatching:
+    """The objective that a recipe asks for, in pictures of `tokens` tokens."""
+    weighting = CosMap() if config.weighting == "cosmap" else None
+    return FlowMatching(time_distribution(config), shift_at(config, tokens), weighting)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lineardit.config.runs import TimeConfig
 from lineardit.errors import InputError
 
 TRAINING_STEPS = 1000
@@ -99,6 +100,28 @@ class Mode:
         """`count` times in float32, on the generator's device."""
         u = torch.rand(count, generator=generator, device=generator.device)
         return 1 - u - self.scale * (torch.cos(math.pi / 2 * u).square() - 1 + u)
+
+
+def time_distribution(config: TimeConfig) -> TimeDistribution:
+    """The distribution that a recipe names, before the shift."""
+    match config.distribution:
+        case "logit_normal":
+            return LogitNormal(config.mean, config.std)
+        case "mode":
+            return Mode(config.mode_scale)
+        case "uniform":
+            return Uniform()
+
+
+def shift_at(config: TimeConfig, tokens: int) -> float:
+    """The shift that a recipe asks for in pictures of `tokens` tokens: shift sqrt(tokens / shift_tokens).
+
+    n times as many tokens show the same picture with 1 / sqrt(n) of the uncertainty that noise leaves about
+    it (Stable Diffusion 3, arXiv:2403.03206, section 5.3.2, equation 23).
+    """
+    if config.shift_tokens is None:
+        return config.shift
+    return config.shift * math.sqrt(tokens / config.shift_tokens)
 
 
 def flow_times(steps: int, shift: float = 1.0) -> Float[Tensor, "stops"]:

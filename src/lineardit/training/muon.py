@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from lineardit.kernels.select import fast_dtype
@@ -37,7 +38,8 @@ class Muon(Optimizer):
     """Nesterov momentum, orthogonalised, with steps as large as AdamW's (arXiv:2502.16982).
 
     torch.optim.Muon does the same always in bfloat16, which takes seconds per step on a CPU without it;
-    here matrices of one shape are also orthogonalised together.
+    here matrices of one shape are also orthogonalised together. Where processes share the rows of a matrix,
+    as under FSDP, each gathers it whole and takes its rows of the result.
     """
 
     def __init__(
@@ -70,9 +72,27 @@ class Muon(Optimizer):
             if not state:
                 state["momentum_buffer"] = torch.zeros_like(parameter)
             average = state["momentum_buffer"].lerp_(parameter.grad, 1 - group["momentum"])
-            blends.append(parameter.grad.lerp(average, group["momentum"]))
+            blends.append(_whole(parameter.grad.lerp(average, group["momentum"])))
         # Entries of an orthogonal matrix have a mean square of 1 / max(m, n), those of AdamW's steps 0.2^2.
         size = 0.2 * max(parameters[0].shape) ** 0.5
         for parameter, direction in zip(parameters, orthogonalised(torch.stack(blends)), strict=True):
             parameter.mul_(1 - group["lr"] * group["weight_decay"])
-            parameter.sub_(direction, alpha=group["lr"] * size)
+            _own(parameter).sub_(_rows(direction, parameter), alpha=group["lr"] * size)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _own(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _rows(whole: Tensor, like: Tensor) -> Tensor:
+    """Of a matrix, the rows that this process holds of `like`."""
+    if not isinstance(like, DTensor):
+        return whole
+    mesh = like.device_mesh
+    each = -(-len(whole) // mesh.size(mesh.ndim - 1))
+    start = each * mesh.get_local_rank(mesh.ndim - 1)
+    return whole[start : start + each]

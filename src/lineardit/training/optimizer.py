@@ -2,32 +2,64 @@
 
 import math
 from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any
 
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 
 from lineardit.config.runs import LoopConfig
+from lineardit.errors import ConfigError, MissingExtraError
+from lineardit.training.came import CAME
 from lineardit.training.muon import Muon
 
 
 def build_optimizers(model: nn.Module, config: LoopConfig) -> list[Optimizer]:
-    """AdamW, or Muon for the matrices of the blocks and AdamW for everything else.
+    """What the recipe names: one optimizer, or Muon for the matrices of the blocks and AdamW for the rest.
 
     Matrices and kernels decay; norms, biases and tables of one axis do not. Muon's steps are scaled to the
     size of AdamW's (arXiv:2502.16982), so that both follow the same learning rate.
+
+    Raises:
+        MissingExtraError: 8-bit moments are asked for, and no package that has them is there.
+        ConfigError: nothing learns, or 8-bit moments and processes that share a copy are asked for together.
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not trained:
+        raise ConfigError("no weight of the network learns: all are frozen.")
     matrices = _block_matrices(model, trained) if config.optimizer == "muon" else {}
     rest = [parameter for name, parameter in trained.items() if name not in matrices]
-    groups = [
+    every = [
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
-    adamw = AdamW([group for group in groups if group["params"]], lr=config.learning_rate, betas=config.betas)
-    if not matrices:
-        return [adamw]
-    muon = Muon(matrices.values(), config.learning_rate, weight_decay=config.weight_decay)
-    return [adamw, muon]
+    groups = [group for group in every if group["params"]]
+    match config.optimizer:
+        case "came":
+            return [CAME(groups, config.learning_rate, betas=(*config.betas, config.confidence_beta))]
+        case "adamw8bit":
+            return [_in_8_bits(groups, config)]
+        case "muon" if matrices:
+            muon = Muon(matrices.values(), config.learning_rate, weight_decay=config.weight_decay)
+            adamw = [AdamW(groups, lr=config.learning_rate, betas=config.betas)] if groups else []
+            return [*adamw, muon]
+    return [AdamW(groups, lr=config.learning_rate, betas=config.betas)]
+
+
+def _in_8_bits(groups: list[dict[str, Any]], config: LoopConfig) -> Optimizer:
+    """AdamW with moments of 8 bits (arXiv:2110.02861), from bitsandbytes, where they are plain tensors."""
+    if any(isinstance(parameter, DTensor) for group in groups for parameter in group["params"]):
+        raise ConfigError(
+            "train.optimizer=adamw8bit does not work under train.parallel=fsdp, whose processes share the "
+            "moments among them anyway. Use adamw or came, or train.parallel=ddp."
+        )
+    if not find_spec("bitsandbytes"):
+        raise MissingExtraError("bitsandbytes", None, "train.optimizer=adamw8bit")
+    from bitsandbytes.optim import AdamW8bit  # type: ignore[import-not-found]
+
+    optimizer: Optimizer = AdamW8bit(groups, lr=config.learning_rate, betas=config.betas)
+    return optimizer
 
 
 def _block_matrices(model: nn.Module, trained: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:

@@ -3,18 +3,24 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lineardit.training.pieces import like
+
 
 def moments(optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
-    """Every tensor that optimizers keep, named `optimizer.parameter.name`, as in `0.12.exp_avg`."""
+    """Everything that optimizers keep per parameter, named `optimizer.parameter.name`, as in `0.12.exp_avg`.
+
+    Whole numbers, such as the steps that bitsandbytes counts, become tensors of int64.
+    """
     return {
-        f"{number}.{index}.{name}": value
+        f"{number}.{index}.{name}": value if isinstance(value, Tensor) else torch.tensor(value)
         for number, optimizer in enumerate(optimizers)
-        for index, slot in optimizer.state_dict()["state"].items()
-        for name, value in slot.items()
-        if isinstance(value, Tensor)
+        for index, parameter in enumerate(_parameters(optimizer))
+        for name, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor | int)
     }
 
 
@@ -24,13 +30,31 @@ def groups(optimizers: Sequence[Optimizer]) -> list[Any]:
 
 
 def restore(optimizers: Sequence[Optimizer], tensors: Mapping[str, Tensor], options: Sequence[Any]) -> None:
-    """Give optimizers what `moments` and `groups` took from them.
+    """Give optimizers what `moments` and `groups` took from them, in as many processes as there are now.
 
     Raises: LookupError or ValueError where it is of other optimizers.
     """
-    slots: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
-    for key, value in tensors.items():
-        number, index, name = key.split(".", 2)
-        slots[int(number)].setdefault(int(index), {})[name] = value
-    for optimizer, slot, each in zip(optimizers, slots, options, strict=True):
-        optimizer.load_state_dict({"state": slot, "param_groups": each})
+    names: list[dict[int, list[str]]] = [{} for _ in optimizers]
+    for key in tensors:
+        of, index, name = key.split(".", 2)
+        names[int(of)].setdefault(int(index), []).append(name)
+    for number, (optimizer, slots, each) in enumerate(zip(optimizers, names, options, strict=True)):
+        parameters = _parameters(optimizer)
+        # This checks that the groups fit; what it does to state is not made for spread or 8-bit tensors.
+        optimizer.load_state_dict({"state": {}, "param_groups": each})
+        for place, slot in slots.items():
+            parameter = parameters[place]
+            for name in slot:
+                value = like(tensors, f"{number}.{place}.{name}", parameter)
+                optimizer.state[parameter][name] = _placed(value, parameter)
+
+
+def _placed(value: Tensor, parameter: Tensor) -> Tensor | int:
+    """Counts stay on the CPU, whole ones as plain numbers; moments lie where their parameter does."""
+    if not value.ndim:
+        return value if value.is_floating_point() else int(value)
+    return value.to(parameter.device)
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

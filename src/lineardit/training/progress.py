@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -16,13 +17,17 @@ from rich.progress import Progress as Bar
 from torch import Tensor
 
 from lineardit.data.pictures import contact_sheet
+from lineardit.errors import OutputError
 
 
 class Progress:
-    """Logs of one run below `folder`. A terminal gets a bar, a file one line per logged step."""
+    """Logs of one run below `folder`. A terminal gets a bar, a file one line per logged step.
 
-    def __init__(self, folder: Path, steps: int, batch_size: int, start: int) -> None:
-        self.folder, self.steps, self.batch_size = folder, steps, batch_size
+    Where several processes train together only one of them `speaks`: the others note their losses.
+    """
+
+    def __init__(self, folder: Path, steps: int, batch_size: int, start: int, *, speaks: bool = True) -> None:
+        self.folder, self.steps, self.batch_size, self.speaks = folder, steps, batch_size, speaks
         self.last: dict[str, float] = {}
         self._console = Console(stderr=True)
         self._bar = Bar(
@@ -31,16 +36,21 @@ class Progress:
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=not (speaks and self._console.is_terminal),
         )
         self._task = self._bar.add_task("training", total=steps, completed=start)
         self._since, self._at, self._skipped = time.monotonic(), start, 0
-        self._lines: IO[str]
+        self._lines: IO[str] | None = None
         self._events: Any = None
 
     def __enter__(self) -> "Progress":
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lines = (self.folder / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
+        if not self.speaks:
+            return self
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lines = (self.folder / "metrics.jsonl").open("a", encoding="utf-8", buffering=1)
+        except OSError as error:
+            raise OutputError(f"{self.folder} cannot be written: {error}.") from None
         if find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
@@ -52,7 +62,10 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
-        self._lines.close()
+        if self._lines is not None:
+            # What could not be written was reported when it was tried.
+            with suppress(OSError):
+                self._lines.close()
         if self._events is not None:
             self._events.close()
 
@@ -68,13 +81,9 @@ class Progress:
         self._since, self._at = now, step
         self.last = {name: float(value.detach()) for name, value in losses.items()}
         row = {**self.last, "gradient_norm": norm, "learning_rate": learning_rate, "images_per_second": rate}
-        facts = {"step": step, "time": time.time(), "skipped": self._skipped}
-        # JSON has no NaN: null stands for what is not finite.
-        numbers = {name: value if math.isfinite(value) else None for name, value in row.items()}
-        self._lines.write(json.dumps(facts | numbers, allow_nan=False) + "\n")
-        if self._events is not None:
-            for name, value in row.items():
-                self._events.add_scalar(name, value, step)
+        if not self.speaks:
+            return
+        self._write({"step": step, "time": time.time(), "skipped": self._skipped}, row)
         text = " ".join(f"{name} {value:.4f}" for name, value in self.last.items())
         self._bar.update(self._task, description=f"{text} {rate:.0f} images/s")
         if not self._console.is_terminal:
@@ -85,16 +94,46 @@ class Progress:
     def skipped(self, step: int) -> None:
         """Note a step whose gradient was not finite; its update is left out."""
         self._skipped += 1
+        if not self.speaks:
+            return
         self._console.print(
             f"step {step + 1}: the gradient is not finite, update left out ({self._skipped} so far)"
         )
+
+    def validated(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Log what was measured on data that nothing is learned from."""
+        self._write(
+            {"step": step, "time": time.time()}, {f"validation/{name}": x for name, x in numbers.items()}
+        )
+        text = " ".join(f"{name} {value:.4f}" for name, value in numbers.items())
+        self._console.print(f"step {step}/{self.steps} validation: {text}", soft_wrap=True)
+
+    def _write(self, facts: Mapping[str, int | float], numbers: Mapping[str, float]) -> None:
+        """A line of metrics.jsonl, and the numbers as events. Raises OutputError where the disk is full."""
+        # JSON has no NaN: null stands for what is not finite.
+        row = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        assert self._lines is not None
+        try:
+            self._lines.write(json.dumps({**facts, **row}, allow_nan=False) + "\n")
+        except OSError as error:
+            raise OutputError(
+                f"{self.folder / 'metrics.jsonl'} cannot be written: {error}. The checkpoints stay: "
+                "make room and go on with --resume."
+            ) from None
+        if self._events is not None:
+            for name, value in numbers.items():
+                self._events.add_scalar(name, value, int(facts["step"]))
 
     def pictures(self, step: int, images: Float[Tensor, "b 3 H W"] | None) -> None:
         """Keep a contact sheet of samples."""
         if images is None:
             return
         sheet = contact_sheet(images)
-        (self.folder / "samples").mkdir(exist_ok=True)
-        sheet.save(self.folder / "samples" / f"step-{step:08d}.png")
+        place = self.folder / "samples" / f"step-{step:08d}.png"
+        try:
+            place.parent.mkdir(exist_ok=True)
+            sheet.save(place)
+        except OSError as error:
+            raise OutputError(f"{place} cannot be written: {error}. The checkpoints stay.") from None
         if self._events is not None:
             self._events.add_image("samples", images.clamp(-1, 1)[0] / 2 + 0.5, step)
