@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from lineardit.errors import NotFiniteError
-from lineardit.training.finite import check_parameters, finite_outputs
+from lineardit.nn.finite import check_parameters, finite_outputs
 
 
 class Inverse(nn.Module):
@@ -55,3 +55,16 @@ def test_the_first_parameter_that_is_not_finite_is_named(model: nn.Sequential) -
         model[1].weight[1, 0] = torch.inf
     with pytest.raises(NotFiniteError, match="parameter 1.weight holds NaN or infinity"):
         check_parameters(model)
+
+
+def test_the_name_of_the_whole_comes_before_and_the_largest_input_is_told(model: nn.Sequential) -> None:
+    with (
+        finite_outputs(model, "transformer"),
+        pytest.raises(NotFiniteError, match=r"layer transformer\.1\.1 \(Inverse\) .*, at most 2\."),
+    ):
+        model(torch.tensor([-1.0, 2.0]))
+    with torch.no_grad():
+        linear = nn.Linear(1, 1)
+        linear.bias.fill_(torch.nan)
+    with pytest.raises(NotFiniteError, match="parameter decoder.bias holds NaN"):
+        check_parameters(linear, "decoder")
