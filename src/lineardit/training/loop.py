@@ -25,7 +25,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lineardit.config.runs import LoopConfig
 from lineardit.errors import ConfigError, NotFiniteError
 from lineardit.kernels.select import autocast
-from lineardit.training.finite import check_parameters, finite_outputs
+from lineardit.nn.finite import check_parameters, finite_outputs
 from lineardit.training import distributed
 from lineardit.training.distributed import World
 from lineardit.training.optimizer import learning_rate_at
