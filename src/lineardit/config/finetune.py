@@ -6,18 +6,19 @@ from typing import Literal
 from pydantic import Field
 
 from lineardit.config.models import Config
-from lineardit.config.runs import LoopConfig
+from lineardit.config.runs import LoopConfig, TimeConfig
 
 
-class FinetuneTimes(Config):
-    """Where between image (0) and noise (1) training looks: t = sigmoid(mean + std n), then shifted."""
+class FinetuneTimes(TimeConfig):
+    """Where between image (0) and noise (1) training looks: times of a distribution, then shifted."""
 
-    mean: float = 0.0
-    """Of the normal distribution inside the sigmoid; above 0 looks at noisier times."""
-    std: float = Field(1.0, gt=0)
-    """Of the normal distribution inside the sigmoid; larger looks more at the ends."""
-    shift: float | None = Field(None, gt=0)
+    shift: float | None = Field(None, gt=0)  # type: ignore[assignment]
     """t' = shift t / (1 + (shift - 1) t); the model's own unless given."""
+
+    def resolved(self, shift: float) -> TimeConfig:
+        """The same for a model whose own shift is `shift`."""
+        given = {name: getattr(self, name) for name in TimeConfig.model_fields}
+        return TimeConfig(**given | {"shift": shift if self.shift is None else self.shift})
 
 
 class FinetuneSample(Config):

@@ -92,11 +92,15 @@ class BucketBatches:
         return low
 
     def state_dict(self) -> dict[str, Any]:
-        """The position, and what it is a position in; JSON."""
+        """The position that iterating has come to; as `position`."""
+        return self.position(self.step)
+
+    def position(self, step: int) -> dict[str, Any]:
+        """Where in the data a step begins, and what it is a position in; JSON."""
         return {
             "format": STATE_FORMAT,
-            "step": self.step,
-            "epoch": self.epoch(self.step),
+            "step": step,
+            "epoch": self.epoch(step),
             "seed": self.seed,
             "batch_size": self.batch_size,
             "counts": list(self.counts),

@@ -1,31 +1,29 @@
-"""A folder of pictures with their captions in files of the same name: cat.jpg, and cat.txt or cat.json."""
+"""A folder of pictures, with captions in files of the same name or in a table beside them."""
 
-import json
 import os
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
+from lineardit.data.captions import MOST_CAPTION_BYTES, captions_in, captions_of_row
+from lineardit.data.captions import SUFFIXES as CAPTION_SUFFIXES
 from lineardit.data.records import (
     MOST_BYTES,
     OTHER_SUFFIXES,
     SUFFIXES,
     BadCaption,
     Caption,
+    CaptionColumns,
     Record,
-    captions_from,
 )
+from lineardit.data.tables import FILE_NAME, NAMES, Row, rows
 from lineardit.errors import InputError
 
-CAPTION_SUFFIXES = (".txt", ".caption", ".json")
-"""Endings of files of captions, in the order in which they are looked for."""
-MOST_CAPTION_BYTES = 2**20
-"""A file of captions that is larger is none."""
 
-
-class PathPicture:
+class PathPicture(NamedTuple):
     """A picture in a file of its own."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    path: Path
 
     @property
     def fingerprint(self) -> str:
@@ -44,36 +42,74 @@ class PathPicture:
 class FolderSource:
     """Every picture below a folder, in the order of their paths. Hidden files and folders are passed over.
 
-    Each line of a .txt (or .caption) file that is not blank is a caption; a .json file holds a text, a list
-    of texts, or an object with `caption`, `text`, `captions` or `prompt`, and weights where it wants to.
+    Captions come from the rows of metadata.jsonl, .csv or .parquet in the same folder or one above, or else
+    from cat.txt, cat.caption or cat.json beside cat.jpg. A row without its picture is a record too.
 
     Raises:
-        InputError: there is no picture in it.
+        InputError: there is no picture in it, or a table cannot be read.
+        MissingExtraError: a table is parquet, and pyarrow is not installed.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._paths = sorted(_pictures(folder))
-        if not self._paths:
+    def __init__(self, folder: Path, columns: CaptionColumns | None = None) -> None:
+        self.folder, self._columns = folder, columns
+        pictures, tables = _files(folder)
+        self._keys = sorted(pictures)
+        if not self._keys:
             kinds = ", ".join(SUFFIXES)
             raise InputError(f"{folder} holds no pictures ({kinds}). Give the folder that they are in.")
+        self._captions: dict[str, tuple[Caption, ...] | str] = {}
+        """By path: the captions of a row, or what is wrong with them."""
+        self._strays: list[Record] = []
+        there = set(self._keys)
+        for table in tables:
+            for row in rows(folder / table):
+                self._enter(row, PurePosixPath(table).parent, there)
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self._keys) + len(self._strays)
 
     def __getitem__(self, number: int) -> Record:
-        """The picture of that number, with its captions."""
-        key = self._paths[number]
-        path = self.folder / key
+        """The picture of that number with its captions; rows without a picture come last."""
+        if number >= len(self._keys):
+            return self._strays[number - len(self._keys)]
+        path = self.folder / self._keys[number]
+        key = shown(self._keys[number])
         if path.suffix.lower() not in SUFFIXES:
             return Record(key, None, problem=f"unread format: {path.suffix.lower()} is not PNG, JPEG or WebP")
-        try:
-            return Record(key, PathPicture(path), caption_beside(path))
-        except BadCaption as error:
-            return Record(key, PathPicture(path), problem=f"bad caption: {error}")
+        found = self._captions.get(self._keys[number])
+        if found is None:
+            try:
+                found = caption_beside(path, self._columns)
+            except BadCaption as error:
+                found = f"bad caption: {error}"
+        if isinstance(found, str):
+            return Record(key, PathPicture(path), problem=found)
+        return Record(key, PathPicture(path), found)
+
+    def _enter(self, row: Row, folder: PurePosixPath, there: set[str]) -> None:
+        """Take over the captions of a row."""
+        name = row.values.get(FILE_NAME)
+        if row.problem is not None or not isinstance(name, str) or not name:
+            reason = row.problem or f"bad row: there is no {FILE_NAME} in it"
+            self._strays.append(Record(row.place, None, problem=reason))
+            return
+        key = _inside(name, folder)
+        if key is None:
+            reason = f"unsafe name: {ascii(name)[:100]} leads out of the folder"
+        elif key not in there:
+            reason = f"missing: there is no {shown(key)[:200]}"
+        elif key in self._captions:
+            reason = f"second row: {shown(key)[:200]} has one already"
+        else:
+            try:
+                self._captions[key] = captions_of_row(row.values, self._columns)
+            except (BadCaption, RecursionError) as error:
+                self._captions[key] = f"bad caption: {row.place}: {error}"
+            return
+        self._strays.append(Record(row.place, None, problem=reason))
 
 
-def caption_beside(path: Path) -> tuple[Caption, ...]:
+def caption_beside(path: Path, columns: CaptionColumns | None = None) -> tuple[Caption, ...]:
     """The captions in the first file of captions beside a picture; none where there is no such file.
 
     Raises:
@@ -87,38 +123,39 @@ def caption_beside(path: Path) -> tuple[Caption, ...]:
         except FileNotFoundError:
             continue
         except OSError as error:
-            raise BadCaption(f"{beside.name} cannot be read ({error.strerror})") from None
-        return captions_in(content, suffix, beside.name)
+            raise BadCaption(f"{shown(beside.name)} cannot be read ({error.strerror})") from None
+        return captions_in(content, suffix, shown(beside.name), columns)
     return ()
 
 
-def captions_in(content: bytes, suffix: str, name: str) -> tuple[Caption, ...]:
-    """The captions in a file of captions; `name` is what errors call it.
-
-    Raises:
-        BadCaption: it is too large, no UTF-8, no JSON, or holds no captions.
-    """
-    if len(content) > MOST_CAPTION_BYTES:
-        raise BadCaption(f"{name} has more than {MOST_CAPTION_BYTES} bytes")
-    try:
-        text = content.decode("utf-8-sig")
-        if suffix != ".json":
-            return captions_from(text.splitlines())
-        return captions_from(json.loads(text))
-    except UnicodeDecodeError:
-        raise BadCaption(f"{name} is no UTF-8 text") from None
-    except BadCaption as error:
-        raise BadCaption(f"{name}: {error}") from None
-    except (ValueError, RecursionError):
-        raise BadCaption(f"{name} is no JSON") from None
+def shown(name: str) -> str:
+    """A file name as text that can be written anywhere: bytes that are no UTF-8 become question marks."""
+    return name.encode("utf-8", "replace").decode("utf-8")
 
 
-def _pictures(folder: Path) -> list[str]:
-    """Paths below the folder, with slashes."""
-    found = []
-    for place, folders, names in os.walk(folder, followlinks=False):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+def _inside(name: str, folder: PurePosixPath) -> str | None:
+    """A name of a table as a path below the source; None where it leads out of it."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    drive = len(name) > 1 and name[1] == ":"
+    if path.is_absolute() or drive or ".." in path.parts or "\0" in name:
+        return None
+    return (folder / path).as_posix()
+
+
+def _files(folder: Path) -> tuple[list[str], list[str]]:
+    """Paths of the pictures and of the tables below the folder, with slashes."""
+    pictures, tables = [], []
+    for place, names in _walk(folder):
         for name in names:
-            if not name.startswith(".") and name.lower().endswith(SUFFIXES + OTHER_SUFFIXES):
-                found.append(Path(place, name).relative_to(folder).as_posix())
-    return found
+            if name.lower().endswith(SUFFIXES + OTHER_SUFFIXES):
+                pictures.append((place / name).as_posix())
+        tables += [(place / name).as_posix() for name in NAMES if name in names][:1]
+    return pictures, tables
+
+
+def _walk(folder: Path) -> Iterator[tuple[PurePosixPath, list[str]]]:
+    """Each folder, in order, with the names of its files; what is hidden is left out."""
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        visible = sorted(name for name in names if not name.startswith("."))
+        yield PurePosixPath(Path(place).relative_to(folder).as_posix()), visible

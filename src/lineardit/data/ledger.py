@@ -18,6 +18,8 @@ from lineardit.errors import CheckpointError, OutputError
 LEDGER = "shards.json"
 CHECKS = "checks.jsonl"
 """What is known of every picture of the source."""
+REPORT = "report.json"
+"""What was found, and which files are left out."""
 PICTURES_PER_SHARD = 256
 """Most pictures of one shard: at 300 tokens of width 2304 their captions take 350 MB."""
 
@@ -52,7 +54,9 @@ class Ledger:
         path = folder / LEDGER
         if not path.exists():
             others = (
-                [each.name for each in folder.iterdir() if each.name != CHECKS] if folder.is_dir() else []
+                [each.name for each in folder.iterdir() if each.name not in (CHECKS, REPORT)]
+                if folder.is_dir()
+                else []
             )
             if others or (folder.exists() and not folder.is_dir()):
                 raise OutputError(
@@ -87,7 +91,8 @@ class Ledger:
         for entries in found.buckets().values():
             for start in range(0, len(entries), PICTURES_PER_SHARD):
                 self.shards[shard_name(len(self.shards))] = entries[start : start + PICTURES_PER_SHARD]
-        self._probe = write_shard(self.folder / PROBE, probe)
+        path = self.folder / PROBE
+        self._probe = write_shard(path, probe) if self.probe() is None else sha256_of(path)
         self._books = {name: self._books.get(name, {}) for name in self.shards}
 
     def left(self) -> dict[str, tuple[list[Entry], tuple[str, ...]]]:

@@ -8,6 +8,7 @@ FOLDER/report.json     every file that was found, and what became of it
 """
 
 import bisect
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,6 +69,8 @@ class PreparedData:
         self.folder = folder
         index = _read_index(folder)
         try:
+            self.digest = hashlib.sha256(json.dumps(index["shards"]).encode()).hexdigest()
+            """Tells other pictures, other captions and another order of them apart."""
             self.about: dict[str, Any] = dict(index["about"])
             self.shards = [
                 Shard(

@@ -17,11 +17,11 @@ from lineardit.data.batches import BucketBatches
 from lineardit.data.buckets import Bucket
 from lineardit.data.prepared import PreparedData
 from lineardit.diffusion.guidance import guided_apart, prompt_dropout
-from lineardit.diffusion.objective import FlowMatching
+from lineardit.diffusion.objective import flow_matching
 from lineardit.diffusion.paths import Velocity
 from lineardit.diffusion.randomness import hashed_seed, seeded_noise
 from lineardit.diffusion.samplers import euler
-from lineardit.diffusion.times import LogitNormal, flow_times, shift_times
+from lineardit.diffusion.times import flow_times, shift_at, shift_times
 from lineardit.errors import ConfigError
 from lineardit.interop.bundled import bundled_folder
 from lineardit.interop.export import export
@@ -79,11 +79,17 @@ class Base:
 class Batch(NamedTuple):
     """What is learned from in one step, or a share of it."""
 
+    bucket: int
+    """Number of the bucket that all of it is of."""
     latents: Float[Tensor, "b c h w"]
     noise: Float[Tensor, "b c h w"]
     times: Float[Tensor, " b"]
     text: Float[Tensor, "b m t"]
     mask: Bool[Tensor, "b m"]
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on a device."""
+        return Batch(self.bucket, *(each.to(device, non_blocking=True) for each in self[1:]))
 
 
 class FinetuneTask:
@@ -105,9 +111,10 @@ class FinetuneTask:
         self.autoencoder, self._base = base.autoencoder, base
         self.batches = BucketBatches(data.counts, run.train.batch_size, run.train.seed)
         self._network = torch.compile(model) if run.train.compile else model
-        self._shift = base.shift if run.times.shift is None else run.times.shift
-        self._times = LogitNormal(run.times.mean, run.times.std)
-        self._objective = FlowMatching(self._times, self._shift)
+        times, patch = run.times.resolved(base.shift), base.transformer.config.patch_size
+        self._objectives = [
+            flow_matching(times, tokens_of(bucket, data.stride, patch)) for bucket in data.buckets
+        ]
         self._empty = data.probe()[EMPTY]
         self._prompts = run.sample.prompts or first_captions(data, SHOWN)
         self._text = _prompt_pairs(base.text_encoder, self._prompts)
@@ -119,15 +126,14 @@ class FinetuneTask:
 
     def losses_of_share(self, step: int, share: Share) -> Mapping[str, Tensor]:
         """The flow-matching loss of some rows of a step's batch."""
-        self.batches.step = step + 1
-        device = next(self.model.parameters()).device
-        batch = Batch(*(each.to(device, non_blocking=True) for each in self._prefetch(step, share)))
+        batch = self._prefetch(step, share).to(next(self.model.parameters()).device)
 
         def velocity(x: Tensor, times: Tensor) -> Tensor:
             predicted: Tensor = self._network(x, times, batch.text, batch.mask)
             return predicted
 
-        return {"loss": self._objective.loss_at(velocity, batch.latents, batch.noise, batch.times).mean()}
+        objective = self._objectives[batch.bucket]
+        return {"loss": objective.loss_at(velocity, batch.latents, batch.noise, batch.times).mean()}
 
     def batch(self, step: int, share: Share) -> Batch:
         """The rows of a share of what step `step` learns from."""
@@ -135,8 +141,9 @@ class FinetuneTask:
         generator = step_generator(seed, step)
         dropped = prompt_dropout(count, self.run.prompt_dropout, generator)
         chance = torch.rand(count, generator=generator, dtype=torch.float64)
-        times = shift_times(self._times.draw(count, generator), self._shift)
         chosen = self.batches.batch(step)
+        objective = self._objectives[chosen.bucket]
+        times = shift_times(objective.time_distribution.draw(count, generator), objective.shift)
         shape = (self.data.latent_channels, *self._latent_sides(self.data.buckets[chosen.bucket]))
         noise = torch.randn(count, *shape, generator=generator)
         rows = share.rows(count)
@@ -148,19 +155,11 @@ class FinetuneTask:
         text = pad_sequence([each.float() for each in vectors], batch_first=True)
         mask = pad_sequence([torch.ones(len(each), dtype=torch.bool) for each in vectors], batch_first=True)
         latents = torch.stack([self.data.latents(chosen.samples[place]).float() for place in places])
-        return Batch(latents, noise[rows], times[rows], text, mask)
+        return Batch(chosen.bucket, latents, noise[rows], times[rows], text, mask)
 
-    def state_dict(self) -> dict[str, object]:
-        """Where in the data the run is; everything else follows from the step."""
-        return self.batches.state_dict()
-
-    def load_state_dict(self, state: Mapping[str, object]) -> None:
-        """Check that a checkpoint was made with this data, and go on there.
-
-        Raises:
-            CheckpointError: it was made with other data, another seed or another batch size.
-        """
-        self.batches.load_state_dict(state)
+    def position(self, step: int) -> Mapping[str, object]:
+        """Where in the data a step begins, and in which data."""
+        return {**self.batches.position(step), "data": self.data.digest}
 
     @torch.no_grad()
     def sample(self, model: nn.Module, step: int) -> Float[Tensor, "b 3 H W"]:
@@ -169,8 +168,9 @@ class FinetuneTask:
         device = next(model.parameters()).device
         guidance = base.guidance_scale if sample.guidance_scale is None else sample.guidance_scale
         steps = sample.num_inference_steps or base.num_inference_steps
-        bucket = self.data.buckets[self.data.counts.index(max(self.data.counts))]
-        shape = (self.data.latent_channels, *self._latent_sides(bucket))
+        fullest = self.data.counts.index(max(self.data.counts))
+        shape = (self.data.latent_channels, *self._latent_sides(self.data.buckets[fullest]))
+        times = flow_times(steps, self._objectives[fullest].shift)
         images = []
         for number in range(len(self._prompts)):
             without, with_prompt = (
@@ -181,7 +181,7 @@ class FinetuneTask:
                 noise = seeded_noise(shape, [hashed_seed("sample", seed, number)], device)
                 latents = noise
                 velocity = guided_apart(with_prompt, without, guidance)
-                for state in euler(velocity, noise, flow_times(steps, self._shift)):
+                for state in euler(velocity, noise, times):
                     latents = state.latents
                 images.append(self.autoencoder.decode(latents.float()))
         return torch.cat(images)
@@ -277,7 +277,8 @@ def save_finetuned(
     bucket = data.buckets[data.counts.index(max(data.counts))]
     pixels = data.stride * transformer.config.patch_size
     side = max(pixels, round((bucket.height * bucket.width) ** 0.5 / pixels) * pixels)
-    sampling = {**base.place.sampling, "shift": base.shift if run.times.shift is None else run.times.shift}
+    tokens = tokens_of(bucket, data.stride, transformer.config.patch_size)
+    sampling = {**base.place.sampling, "shift": shift_at(run.times.resolved(base.shift), tokens)}
     about = {
         "steps_trained": step,
         "pictures": len(data),
@@ -292,6 +293,11 @@ def save_finetuned(
     )
     export(place, folder, "native", force=True)
     return folder
+
+
+def tokens_of(bucket: Bucket, stride: int, patch_size: int) -> int:
+    """Tokens of a picture."""
+    return (bucket.height // stride // patch_size) * (bucket.width // stride // patch_size)
 
 
 def first_captions(data: PreparedData, count: int) -> tuple[str, ...]:

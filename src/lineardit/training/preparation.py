@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lineardit.autoencoder.model import Autoencoder
+from lineardit.config.models import AutoencoderConfig, TransformerConfig
 from lineardit.data.images import BadPicture, cover, decode, quiet_pillow
 from lineardit.data.ledger import Ledger, Made
 from lineardit.data.pictures import to_pixels
@@ -20,8 +21,8 @@ from lineardit.data.prepared import LATENTS, TEXT
 from lineardit.data.processes import in_order, worker_processes
 from lineardit.data.shards import write_shard
 from lineardit.data.survey import Entry, Problem, Survey
-from lineardit.errors import CheckpointError, InputError
-from lineardit.interop.places import assemble_autoencoder, assemble_text_encoder, open_place
+from lineardit.errors import CheckpointError, InputError, OutputError
+from lineardit.interop.places import Place, assemble_autoencoder, assemble_text_encoder, open_place
 from lineardit.kernels.select import autocast
 from lineardit.text.embedding import TextEncoder
 from lineardit.training.probe import check_same, probe
@@ -60,9 +61,8 @@ class Outcome(NamedTuple):
 
 def encode(
     found: Survey,
-    folder: Path,
+    ledger: Ledger,
     model: str | Path,
-    settings: Mapping[str, Any],
     *,
     max_pixels: int,
     processes: int = 1,
@@ -72,25 +72,24 @@ def encode(
 ) -> Outcome:
     """Write the pictures and captions of a survey as a folder that `PreparedData` reads.
 
-    Shards that are there and whole are kept, unless their pictures or captions have changed. `settings` are
-    what they depend on besides; `on_pictures` hears how many pictures are done, of how many.
+    Shards that are there and whole are kept, unless their pictures or captions have changed. `on_pictures`
+    hears how many pictures are done, of how many.
 
     Raises:
         InputError: no picture can be used.
         CheckpointError: the model is damaged or not whole.
         ConfigError: the folder was prepared with another model.
-        OutputError: the folder was prepared with other settings, or cannot be written.
+        OutputError: the folder cannot be written.
         LineardiTError: a worker process was killed.
     """
     if not found.entries:
         kinds = ", ".join(f"{len(problems)} {kind}" for kind, problems in found.kinds().items())
         raise InputError(f"none of the {found.found} pictures can be used: {kinds}.")
-    ledger = Ledger(folder, settings)
     autoencoder, text_encoder = _networks(str(model), device)
     made_here = probe(autoencoder, text_encoder)
     before = ledger.probe()
     if before is not None:
-        check_same(made_here, before, str(model), str(folder))
+        check_same(made_here, before, str(model), str(ledger.folder))
     ledger.plan(found, made_here)
     config = autoencoder.config
     facts = {
@@ -102,7 +101,7 @@ def encode(
     done = len(found.entries) - sum(len(entries) for entries, _ in left.values())
     on_pictures(done, len(found.entries))
     jobs = (
-        (entries, Job(folder, name, entries, parts, str(model), device, max_pixels, threads))
+        (entries, Job(ledger.folder, name, entries, parts, str(model), device, max_pixels, threads))
         for name, (entries, parts) in left.items()
     )
     with worker_processes(min(processes, len(left))) as pool:
@@ -113,6 +112,36 @@ def encode(
             on_pictures(done, len(found.entries))
     ledger.finish({**facts, "place": str(model)})
     return Outcome(len(ledger.shards), len(left), ledger.pictures, ledger.lost, ledger.cut)
+
+
+def open_ledger(folder: Path, settings: Mapping[str, Any]) -> Ledger:
+    """The books of a folder that pictures are prepared in, before any of them is looked at.
+
+    Raises:
+        OutputError: the folder was prepared with other settings, holds something else, or cannot be written.
+        CheckpointError: its books are damaged.
+    """
+    ledger = Ledger(folder, settings)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder} cannot be written: {error.strerror or error}.") from None
+    return ledger
+
+
+def token_pixels(model: str | Path) -> tuple[int, int]:
+    """Pixels per token and side of a model, and the size that it draws; no weights are read.
+
+    Raises:
+        CheckpointError: it holds no transformer or no autoencoder, or is damaged.
+    """
+    place = open_place(model)
+    _check_whole(place, model)
+    transformer, autoencoder = (place.networks[name].config for name in ("transformer", "autoencoder"))
+    assert isinstance(transformer, TransformerConfig) and isinstance(autoencoder, AutoencoderConfig)
+    pixels = transformer.patch_size * autoencoder.stride
+    size = int(place.sampling.get("size", 1024))
+    return pixels, max(pixels, size - size % pixels)
 
 
 def make_shard(job: Job) -> Made:
@@ -191,14 +220,17 @@ def _captions(
 def _networks(model: str, device: str) -> tuple[Autoencoder, TextEncoder]:
     """What encodes pictures and captions; loaded once in a process."""
     place = open_place(model)
-    lacking = {"autoencoder", "text_encoder"} & set(place.missing)
-    if lacking:
-        raise CheckpointError(
-            f"{model} holds no {', no '.join(sorted(lacking))}: pictures are encoded by the autoencoder and "
-            "captions by the text encoder. Give the folder of a whole model."
-        )
+    _check_whole(place, model)
     where = torch.device(device)
     return assemble_autoencoder(place, "fp32").to(where), assemble_text_encoder(place, where)
+
+
+def _check_whole(place: Place, model: str | Path) -> None:
+    if place.missing:
+        raise CheckpointError(
+            f"{model} holds no {', no '.join(place.missing)}: pictures are encoded by the autoencoder, "
+            "captions by the text encoder, for the transformer. Give the folder of a whole model."
+        )
 
 
 class _Cuts(logging.Filter):
