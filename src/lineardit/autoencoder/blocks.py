@@ -7,6 +7,7 @@ from lineardit.config.models import StageConfig
 from lineardit.nn.attention import MultiScaleLinearAttention
 from lineardit.nn.feed_forward import GLUMBConv
 from lineardit.nn.norm import ChannelRMSNorm, RMSNorm
+from lineardit.nn.wide import BatchNorm2d, Conv2d
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "relu": nn.ReLU}
 GLU_RATIO = 4
@@ -17,11 +18,11 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, stage: StageConfig) -> None:
         super().__init__()
-        self.first = nn.Conv2d(stage.width, stage.width, 3, padding=1)
+        self.first = Conv2d(stage.width, stage.width, 3, padding=1)
         self.activation = ACTIVATIONS[stage.activation]()
-        self.second = nn.Conv2d(stage.width, stage.width, 3, padding=1, bias=False)
+        self.second = Conv2d(stage.width, stage.width, 3, padding=1, bias=False)
         self.norm: nn.Module = (
-            nn.BatchNorm2d(stage.width) if stage.norm == "batch" else ChannelRMSNorm(stage.width, bias=True)
+            BatchNorm2d(stage.width) if stage.norm == "batch" else ChannelRMSNorm(stage.width, bias=True)
         )
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:

@@ -18,6 +18,7 @@ from lineardit.autoencoder.resample import (
 from lineardit.config.models import AutoencoderConfig
 from lineardit.errors import check_multiple
 from lineardit.nn.norm import ChannelRMSNorm
+from lineardit.nn.wide import Conv2d
 
 PIXEL_CHANNELS = 3
 
@@ -33,7 +34,7 @@ class Encoder(nn.Module):
         first, second = config.encoder[:2]
         self.latent_channels = config.latent_channels
         self.stem: nn.Module = (
-            nn.Conv2d(PIXEL_CHANNELS, first.width, 3, padding=1)
+            Conv2d(PIXEL_CHANNELS, first.width, 3, padding=1)
             if first.depth
             else Downsample(PIXEL_CHANNELS, second.width, config.downsample, shortcut=False)
         )
@@ -45,7 +46,7 @@ class Encoder(nn.Module):
                 blocks.append(Downsample(stage.width, smaller.width, config.downsample, shortcut=True))
             self.stages.append(nn.Sequential(*blocks))
         check_ratio(config.encoder[-1].width, config.latent_channels, "the encoder's last shortcut")
-        self.head = nn.Conv2d(config.encoder[-1].width, config.latent_channels, 3, padding=1)
+        self.head = Conv2d(config.encoder[-1].width, config.latent_channels, 3, padding=1)
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
         """Latents before shift and scale."""
@@ -63,7 +64,7 @@ class Decoder(nn.Module):
         first, second = config.decoder[:2]
         self.bottom_width = config.decoder[-1].width
         check_ratio(self.bottom_width, config.latent_channels, "the decoder's first shortcut")
-        self.stem = nn.Conv2d(config.latent_channels, self.bottom_width, 3, padding=1)
+        self.stem = Conv2d(config.latent_channels, self.bottom_width, 3, padding=1)
         following = [*config.decoder[1:], None]
         self.stages = nn.ModuleList()
         for stage, smaller in reversed(list(zip(config.decoder, following, strict=True))):
@@ -74,7 +75,7 @@ class Decoder(nn.Module):
         top = first if first.depth else second
         self.norm = ChannelRMSNorm(top.width, bias=True)
         self.head: nn.Module = (
-            nn.Conv2d(top.width, PIXEL_CHANNELS, 3, padding=1)
+            Conv2d(top.width, PIXEL_CHANNELS, 3, padding=1)
             if first.depth
             else Upsample(top.width, PIXEL_CHANNELS, config.upsample, shortcut=False)
         )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lineardit.errors import ConfigError
+from lineardit.nn.wide import Conv2d
 
 FACTOR = 2
 
@@ -47,9 +48,9 @@ class Downsample(nn.Module):
             check_ratio(width * FACTOR**2, out, f"downsampling {width} to {out}")
         if self.unshuffles:
             check_ratio(out, FACTOR**2, f"downsampling {width} to {out}")
-            self.conv = nn.Conv2d(width, out // FACTOR**2, 3, padding=1)
+            self.conv = Conv2d(width, out // FACTOR**2, 3, padding=1)
         else:
-            self.conv = nn.Conv2d(width, out, 3, stride=FACTOR, padding=1)
+            self.conv = Conv2d(width, out, 3, stride=FACTOR, padding=1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out h2 w2"]:
         """Half the side."""
@@ -69,7 +70,7 @@ class Upsample(nn.Module):
         self.out, self.shortcut, self.shuffles = out, shortcut, kind == "pixel_shuffle"
         if shortcut:
             check_ratio(out * FACTOR**2, width, f"upsampling {width} to {out}")
-        self.conv = nn.Conv2d(width, out * FACTOR**2 if self.shuffles else out, 3, padding=1)
+        self.conv = Conv2d(width, out * FACTOR**2 if self.shuffles else out, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out h2 w2"]:
         """Twice the side."""

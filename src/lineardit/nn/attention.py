@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from lineardit.kernels.linear_attention import linear_attention
 from lineardit.nn.norm import RMSNorm
+from lineardit.nn.wide import Conv2d, Linear
 
 
 def _qk_norm(width: int, wanted: bool) -> nn.Module:
@@ -29,9 +30,9 @@ class LinearSelfAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.head_dim, self.feature_map = head_dim, feature_map
-        self.to_qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.to_qkv = Linear(width, 3 * width, bias=qkv_bias)
         self.query_norm, self.key_norm = _qk_norm(width, qk_norm), _qk_norm(width, qk_norm)
-        self.to_out = nn.Linear(width, width)
+        self.to_out = Linear(width, width)
 
     def forward(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
         """Mix the tokens; their order does not matter."""
@@ -77,10 +78,10 @@ class CrossAttention(nn.Module):
     def __init__(self, width: int, head_dim: int, *, qk_norm: bool = False) -> None:
         super().__init__()
         self.head_dim = head_dim
-        self.to_q = nn.Linear(width, width)
-        self.to_kv = nn.Linear(width, 2 * width)
+        self.to_q = Linear(width, width)
+        self.to_kv = Linear(width, 2 * width)
         self.query_norm, self.key_norm = _qk_norm(width, qk_norm), _qk_norm(width, qk_norm)
-        self.to_out = nn.Linear(width, width)
+        self.to_out = Linear(width, width)
 
     def forward(
         self,
@@ -117,9 +118,9 @@ class MultiScaleLinearAttention(nn.Module):
     def __init__(self, width: int, head_dim: int, kernels: tuple[int, ...], norm: nn.Module) -> None:
         super().__init__()
         self.head_dim, self.kernels = head_dim, kernels
-        self.to_qkv = nn.Linear(width, 3 * width, bias=False)
+        self.to_qkv = Linear(width, 3 * width, bias=False)
         self.scales = nn.ModuleList(_Scale(3 * width, head_dim, kernel) for kernel in kernels)
-        self.to_out = nn.Linear(width * (1 + len(kernels)), width, bias=False)
+        self.to_out = Linear(width * (1 + len(kernels)), width, bias=False)
         self.norm = norm
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
@@ -151,6 +152,6 @@ class _Scale(nn.Sequential):
 
     def __init__(self, channels: int, head_dim: int, kernel: int) -> None:
         super().__init__(
-            nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False),
-            nn.Conv2d(channels, channels, 1, groups=channels // head_dim, bias=False),
+            Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False),
+            Conv2d(channels, channels, 1, groups=channels // head_dim, bias=False),
         )

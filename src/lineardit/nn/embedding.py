@@ -7,6 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lineardit.nn.wide import Linear
+
 TIME_FREQUENCIES = 256
 MAX_PERIOD = 10_000.0
 
@@ -26,8 +28,8 @@ class ScalarEmbedding(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.first = nn.Linear(TIME_FREQUENCIES, width)
-        self.second = nn.Linear(width, width)
+        self.first = Linear(TIME_FREQUENCIES, width)
+        self.second = Linear(width, width)
 
     def forward(self, x: Float[Tensor, " b"]) -> Float[Tensor, "b c"]:
         """The embedding, in the dtype of the weights."""

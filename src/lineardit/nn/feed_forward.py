@@ -4,6 +4,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lineardit.nn.wide import Conv2d, Linear
+
 
 class GLUMBConv(nn.Module):
     """Gated inverted bottleneck: 1x1 to 2H, SiLU, depthwise 3x3, a * SiLU(g), 1x1 (SANA, section 2.2).
@@ -14,9 +16,9 @@ class GLUMBConv(nn.Module):
 
     def __init__(self, width: int, hidden_width: int) -> None:
         super().__init__()
-        self.expand = nn.Linear(width, 2 * hidden_width)
-        self.depthwise = nn.Conv2d(2 * hidden_width, 2 * hidden_width, 3, padding=1, groups=2 * hidden_width)
-        self.contract = nn.Linear(hidden_width, width, bias=False)
+        self.expand = Linear(width, 2 * hidden_width)
+        self.depthwise = Conv2d(2 * hidden_width, 2 * hidden_width, 3, padding=1, groups=2 * hidden_width)
+        self.contract = Linear(hidden_width, width, bias=False)
 
     def forward(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
         """Mix every pixel with its eight neighbours and its channels."""

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from lineardit.config.models import TransformerConfig
 from lineardit.errors import ConfigError
+from lineardit.nn.wide import Conv2d, Linear
 from lineardit.transformer.block import Block, Grid
 from lineardit.transformer.model import PromptProjection, TimeConditioning, Transformer
 
@@ -25,12 +26,12 @@ class ControlNet(nn.Module):
             )
         self.config = config
         patch = config.patch_size
-        self.patchify = nn.Conv2d(config.latent_channels, config.width, patch, stride=patch)
+        self.patchify = Conv2d(config.latent_channels, config.width, patch, stride=patch)
         self.conditioning = TimeConditioning(config)
         self.prompt_projection = PromptProjection(config)
-        self.control_in = nn.Linear(config.width, config.width)
+        self.control_in = Linear(config.width, config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.outs = nn.ModuleList(nn.Linear(config.width, config.width) for _ in range(config.depth))
+        self.outs = nn.ModuleList(Linear(config.width, config.width) for _ in range(config.depth))
         for block in self.blocks:
             nn.init.normal_(block.get_parameter("offset"), std=1 / math.sqrt(config.width))
         for layer in (self.control_in, *self.outs):

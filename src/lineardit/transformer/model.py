@@ -13,6 +13,7 @@ from lineardit.config.models import TransformerConfig
 from lineardit.errors import InputError, ShapeError, check_multiple
 from lineardit.nn.embedding import ScalarEmbedding, grid_positions
 from lineardit.nn.norm import RMSNorm
+from lineardit.nn.wide import Conv2d, Linear
 from lineardit.transformer.block import NORM_EPS, Block, Grid
 
 SMALL = 0.02
@@ -25,7 +26,7 @@ class TimeConditioning(nn.Module):
         super().__init__()
         self.time = ScalarEmbedding(config.width)
         self.guidance = ScalarEmbedding(config.width) if config.guidance_embedding else None
-        self.to_table = nn.Linear(config.width, 6 * config.width)
+        self.to_table = Linear(config.width, 6 * config.width)
 
     def forward(
         self, time: Float[Tensor, " b"], guidance: Float[Tensor, " b"] | None
@@ -42,8 +43,8 @@ class PromptProjection(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.first = nn.Linear(config.text_width, config.width)
-        self.second = nn.Linear(config.width, config.width)
+        self.first = Linear(config.text_width, config.width)
+        self.second = Linear(config.width, config.width)
         self.norm = RMSNorm(config.width)
 
     def forward(self, text: Float[Tensor, "b m t"]) -> Float[Tensor, "b m c"]:
@@ -59,13 +60,13 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         patch = config.patch_size
-        self.patchify = nn.Conv2d(config.latent_channels, config.width, patch, stride=patch)
+        self.patchify = Conv2d(config.latent_channels, config.width, patch, stride=patch)
         self.conditioning = TimeConditioning(config)
         self.prompt_projection = PromptProjection(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=NORM_EPS, elementwise_affine=False)
         self.offset = nn.Parameter(torch.empty(2, config.width))
-        self.to_velocity = nn.Linear(config.width, patch**2 * config.latent_channels)
+        self.to_velocity = Linear(config.width, patch**2 * config.latent_channels)
         if self.offset.device.type != "meta":
             self.initialise()
 
