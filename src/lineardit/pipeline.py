@@ -1,6 +1,8 @@
 """From prompts to pictures: text, noise, the denoising loop as a generator of states, decoding."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
 from importlib.resources import files
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from lineardit.autoencoder.model import Autoencoder
 from lineardit.config.steps import steps_drawn
@@ -21,8 +23,14 @@ from lineardit.diffusion.randomness import StepNoise, seeded_noise
 from lineardit.diffusion.samplers import sampler_named
 from lineardit.diffusion.scm import scm, scm_times
 from lineardit.diffusion.states import State
-from lineardit.diffusion.times import check_steps, dpm_flow_times, flow_times, whole_times
-from lineardit.errors import CheckpointError, InputError, check_multiple
+from lineardit.diffusion.times import (
+    check_steps,
+    dpm_flow_times,
+    euler_flow_times,
+    flow_times,
+    whole_times,
+)
+from lineardit.errors import CheckpointError, InputError, NotFiniteError, check_multiple
 from lineardit.interop.export import Format, export, live_place
 from lineardit.interop.lora import (
     add_lora,
@@ -36,13 +44,18 @@ from lineardit.interop.native import INDEX
 from lineardit.interop.places import (
     Place,
     assemble_autoencoder,
+    assemble_controlnet,
     assemble_text_encoder,
     assemble_transformer,
+    check_control,
     open_place,
+    with_parts,
 )
 from lineardit.kernels.select import DTYPES, inspect_machine, select
+from lineardit.nn.finite import check_parameters, finite_outputs
 from lineardit.text.embedding import TextEmbedding, TextEncoder
 from lineardit.text.prompt import check_prompts
+from lineardit.transformer.controlnet import ControlNet
 from lineardit.transformer.model import Transformer
 
 BUNDLED = "emoji"
@@ -71,6 +84,8 @@ class Settings:
     model: str
     strength: float | None = None
     """Where an initial picture was given: the share of the steps that was drawn over it, in (0, 1]."""
+    controlnet_conditioning_scale: float | None = None
+    """Where a control picture was given: what the ControlNet's additions are multiplied by."""
 
     @property
     def steps_drawn(self) -> int:
@@ -100,6 +115,8 @@ class Sampling:
     sampler: str = "dpm++"
     whole_times: bool = False
     """The network sees times cut to whole thousandths, all it was shown in training (SANA 1.0 and 1.5)."""
+    published_euler: bool = False
+    """Euler's times are those of diffusers' scheduler (`euler_flow_times`) instead of even steps."""
 
 
 class Pipeline:
@@ -113,22 +130,28 @@ class Pipeline:
         sampling: Sampling,
         *,
         name: str,
+        controlnet: ControlNet | None = None,
     ) -> None:
         self.transformer, self.autoencoder, self.text_encoder = transformer, autoencoder, text_encoder
+        self.controlnet = controlnet
         self.sampling, self.name = sampling, name
         self._lora_places: dict[str, str] = {}
+        self._control_place: str | None = None
 
     @classmethod
     def from_pretrained(
         cls,
         place: str | Path | None = None,
         *,
+        autoencoder: str | Path | None = None,
+        text_encoder: str | Path | None = None,
         device: str = "auto",
         dtype: str = "fp32",
         variant: str | None = None,
     ) -> "Pipeline":
-        """Load the bundled model, or that of a place: a folder (ours or of diffusers) or a hub id.
+        """Load the bundled model, or that of a place: a folder (ours or of diffusers), a file or a hub id.
 
+        An official file is a transformer only: `autoencoder` and `text_encoder` are the places of the rest.
         `dtype` is fp32, bf16 or fp16, or "auto" for what is fastest here. A text encoder of ours stays in
         float32, a published one in the dtype that it is stored in. `variant` (fp16, bf16) chooses among the
         weights of a diffusers folder.
@@ -139,18 +162,21 @@ class Pipeline:
         """
         chosen = select(inspect_machine(), device, dtype)
         opened = open_place(_bundled() if place is None else place, variant=variant)
+        if autoencoder is not None or text_encoder is not None:
+            opened = with_parts(opened, autoencoder, text_encoder, variant=variant)
         if opened.missing:
             raise CheckpointError(
                 f"{opened.path} holds no {', no '.join(opened.missing)}: a pipeline needs all three. "
-                "Give the folder of a whole model."
+                "Give the folder of a whole model, or the places of the rest: --autoencoder, --text-encoder."
             )
         target, name = chosen.torch_device, chosen.dtype.name
         return cls(
-            assemble_transformer(opened, name).to(target, DTYPES[name]),
-            assemble_autoencoder(opened, name).to(target, DTYPES[name]),
+            assemble_transformer(opened, name, target),
+            assemble_autoencoder(opened, name, target),
             assemble_text_encoder(opened, target),
             _sampling(opened),
             name=BUNDLED if place is None else str(place),
+            controlnet=assemble_controlnet(opened, name, target) if "controlnet" in opened.networks else None,
         )
 
     def save_pretrained(
@@ -165,9 +191,26 @@ class Pipeline:
             ConfigError: the model cannot be told in that format.
         """
         place = live_place(
-            self.name, self.transformer, self.autoencoder, self.text_encoder, asdict(self.sampling)
+            self.name,
+            self.transformer,
+            self.autoencoder,
+            self.text_encoder,
+            asdict(self.sampling),
+            self.controlnet,
         )
         export(place, Path(folder), format, dtype=dtype, force=force)
+
+    def load_controlnet(self, place: str | Path, *, variant: str | None = None) -> None:
+        """Take the ControlNet of a place, so that pictures can be drawn along a `control_image`.
+
+        Raises:
+            CheckpointError: there is none, it is damaged, or for another transformer.
+        """
+        opened = open_place(place, variant=variant)
+        check_control(opened, self.transformer.config)
+        dtype = next(name for name, each in DTYPES.items() if each == self.dtype)
+        self.controlnet = assemble_controlnet(opened, dtype, self.device)
+        self._control_place = str(place)
 
     def load_lora(self, place: str | Path, weight: float = 1.0, *, name: str | None = None) -> str:
         """Add a LoRA of peft or diffusers to the transformer, and return what it is called there.
@@ -234,6 +277,8 @@ class Pipeline:
         sampler: str | None = None,
         image: Image.Image | None = None,
         strength: float | None = None,
+        control_image: Image.Image | None = None,
+        controlnet_conditioning_scale: float = 1.0,
         output_type: OutputType = "pil",
         batch_size: int | None = None,
         on_step: Callable[[State], None] | None = None,
@@ -246,7 +291,8 @@ class Pipeline:
         each state.
 
         `image` is where to start from: it is brought to height and width, encoded, mixed with noise as after
-        1 - `strength` of the steps (0.6 where nothing is said), and denoised from there.
+        1 - `strength` of the steps (0.6 where nothing is said), and denoised from there. `control_image` is
+        what a ControlNet follows (edges, depth or poses, as it was trained), brought to this size as well.
 
         Raises:
             PromptError: a prompt is empty.
@@ -264,20 +310,34 @@ class Pipeline:
             seed=seed,
             sampler=sampler,
             strength=STRENGTH if strength is None and image is not None else strength,
+            controlnet_conditioning_scale=None if control_image is None else controlnet_conditioning_scale,
         )
-        images = None if image is None else [image] * len(jobs)
-        return self.draw(jobs, images, output_type=output_type, batch_size=batch_size, on_step=on_step)
+        return self.draw(
+            jobs,
+            None if image is None else [image] * len(jobs),
+            None if control_image is None else [control_image] * len(jobs),
+            output_type=output_type,
+            batch_size=batch_size,
+            on_step=on_step,
+        )
 
     def draw(
         self,
         jobs: Sequence[Settings],
         images: Sequence[Image.Image] | None = None,
+        controls: Sequence[Image.Image] | None = None,
         *,
         output_type: OutputType = "pil",
         batch_size: int | None = None,
         on_step: Callable[[State], None] | None = None,
     ) -> Output:
-        """Draw planned pictures, `batch_size` at a time, each from its initial one if there are `images`."""
+        """Draw planned pictures, `batch_size` at a time, each from its initial one if there are `images`.
+
+        `controls` are the pictures that a ControlNet follows, one for each.
+
+        Raises:
+            NotFiniteError: numbers have left the range of the dtype.
+        """
         if output_type not in ("pil", "np", "pt", "latent"):
             raise InputError(f"output_type={output_type!r} is unknown. Use pil, np, pt or latent.")
         if batch_size is not None and batch_size < 1:
@@ -287,12 +347,16 @@ class Pipeline:
         for start in range(0, len(jobs), together):
             part = jobs[start : start + together]
             rows = _rows(text, start, len(part), len(jobs), twice=self._runs_twice(part))
-            initial = None if images is None else self.encode(images[start : start + together], part[0])
-            for state in self.states(part, rows, initial):
+            initial, control = (
+                None if each is None else self.encode(each[start : start + together], part[0])
+                for each in (images, controls)
+            )
+            for state in self.states(part, rows, initial, control):
                 if on_step is not None:
                     on_step(state)
                 if state.step == state.total:
-                    finished.append(state.latents if output_type == "latent" else self.decode(state.latents))
+                    done = state.latents if output_type == "latent" else self.decode(state.latents)
+                    finished.append(self._finite(done))
         return Output(_as(torch.cat(finished), output_type), tuple(jobs))
 
     def generate(
@@ -325,16 +389,21 @@ class Pipeline:
         jobs: Sequence[Settings],
         text: TextEmbedding | None = None,
         initial: Float[Tensor, "b c h w"] | None = None,
+        control: Float[Tensor, "b c h w"] | None = None,
     ) -> Iterator[State]:
         """Denoise pictures of one size and step count together, yielding each state.
 
         `text` is what `embed` gives for the same jobs, where it was computed before; `initial` what `encode`
-        gives for pictures to start from.
+        gives for pictures to start from, `control` the same for those that the ControlNet follows.
 
         Raises:
-            InputError: there are pictures to start from and no strength, or the other way round.
+            InputError: there are pictures to start from and no strength, or the other way round; the same of
+                pictures to follow, or there is no ControlNet.
         """
         first = jobs[0]
+        if (control is None) != (first.controlnet_conditioning_scale is None):
+            given = "a scale, but no picture" if control is None else "a picture, but no scale"
+            raise InputError(f"there is {given} for the ControlNet to follow. Give both, or none.")
         if (initial is None) != (first.strength is None):
             given = "a strength, but no picture" if initial is None else "a picture, but no strength"
             raise InputError(f"there is {given} to start from. Give both, or none.")
@@ -342,7 +411,7 @@ class Pipeline:
         noise = seeded_noise(self._latent_shape(first), [job.seed for job in jobs], self.device)
         scales = torch.tensor([job.guidance_scale for job in jobs], device=self.device)
         # inference_mode would not survive being suspended in the middle of a generator that its user leaves.
-        velocity = self._velocity(text, scales)
+        velocity = self._velocity(text, scales, control, first.controlnet_conditioning_scale or 0.0)
         states = self._sampled(
             jobs, guided(velocity, scales) if self._runs_twice(jobs) else velocity, noise, initial
         )
@@ -374,7 +443,7 @@ class Pipeline:
         if job.sampler == CONSISTENCY:
             times = scm_times(job.num_inference_steps)
         else:
-            times = (dpm_flow_times if job.sampler == "dpm++" else flow_times)(job.num_inference_steps, shift)
+            times = self._grid(job.sampler)(job.num_inference_steps, shift)
         times = times[-job.steps_drawn - 1 :]
         if initial is not None:
             noise = (1 - times[0].item()) * initial + times[0].item() * noise
@@ -382,18 +451,52 @@ class Pipeline:
             return scm(velocity, noise, times, StepNoise([job.seed for job in jobs]))
         return sampler_named(job.sampler)(velocity, noise, times)
 
-    def _velocity(self, text: TextEmbedding, scales: Tensor) -> Velocity:
+    def _grid(self, sampler: str) -> Callable[[int, float], Tensor]:
+        if sampler == "dpm++":
+            return dpm_flow_times
+        return euler_flow_times if sampler == "euler" and self.sampling.published_euler else flow_times
+
+    def _velocity(
+        self, text: TextEmbedding, scales: Tensor, control: Tensor | None, control_scale: float
+    ) -> Velocity:
         # A distilled model takes the guidance scale as an input.
         guidance = scales if self.transformer.config.guidance_embedding else None
 
         def velocity(latents: Tensor, times: Tensor) -> Tensor:
             seen = whole_times(times) if self.sampling.whole_times else times
-            out: Tensor = self.transformer(
-                latents.to(self.dtype), seen.float(), text.embeddings, text.mask, guidance
-            )
+            shown = latents.to(self.dtype), seen.float(), text.embeddings
+            residuals: Sequence[Tensor] = ()
+            if control is not None and self.controlnet is not None:
+                both = control.repeat(len(latents) // len(control), 1, 1, 1).to(self.dtype)
+                residuals = self.controlnet(*shown, both, text.mask, control_scale)
+            out: Tensor = self.transformer(*shown, text.mask, guidance, residuals)
             return out
 
         return velocity
+
+    def _finite(self, numbers: Tensor) -> Tensor:
+        if not numbers.isfinite().all():
+            raise NotFiniteError(
+                f"{self.name} gave numbers that are NaN or infinite, computing in {self.dtype}. "
+                "--debug-nan (Pipeline.watched) names the layer; bf16 and fp32 hold larger numbers than fp16."
+            )
+        return numbers
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Inside, the first layer whose output is not finite raises `NotFiniteError` and is named; slower."""
+        parts = {
+            "text_encoder": getattr(self.text_encoder, "model", self.text_encoder),
+            "controlnet": self.controlnet,
+            "transformer": self.transformer,
+            "autoencoder": self.autoencoder,
+        }
+        with ExitStack() as stack:
+            for name, part in parts.items():
+                if isinstance(part, nn.Module):
+                    check_parameters(part, name)
+                    stack.enter_context(finite_outputs(part, name))
+            yield
 
     def _runs_twice(self, jobs: Sequence[Settings]) -> bool:
         """Whether guidance needs the network a second time, without the prompt."""
@@ -428,6 +531,7 @@ class Pipeline:
         seed: int | Sequence[int] = 0,
         sampler: str | None = None,
         strength: float | None = None,
+        controlnet_conditioning_scale: float | None = None,
     ) -> list[Settings]:
         """What would be drawn, one entry per picture, checked; nothing is computed. Raises as a call does."""
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -451,6 +555,7 @@ class Pipeline:
         scale = self.sampling.guidance_scale if guidance_scale is None else guidance_scale
         steps = self.sampling.num_inference_steps if num_inference_steps is None else num_inference_steps
         sides = [self._side(name, side) for name, side in (("height", height), ("width", width))]
+        followed = self._followed(controlnet_conditioning_scale)
         return [
             Settings(
                 prompt=prompts[index // num_images_per_prompt],
@@ -461,11 +566,25 @@ class Pipeline:
                 guidance_scale=_checked_scale(scale),
                 sampler=sampler,
                 seed=each,
-                model=self.description,
+                model=self.description + followed,
                 strength=None if strength is None else _checked_strength(strength),
+                controlnet_conditioning_scale=controlnet_conditioning_scale,
             )
             for index, each in enumerate(_seeds(seed, count))
         ]
+
+    def _followed(self, scale: float | None) -> str:
+        """What is said of the ControlNet beside the model, after checking that there is one to follow."""
+        if scale is None:
+            return ""
+        if self.controlnet is None:
+            raise InputError(
+                f"{self.name} has no ControlNet to follow a picture with. Load one: load_controlnet(PLACE), "
+                "or --controlnet PLACE."
+            )
+        if not math.isfinite(scale):
+            raise InputError(f"controlnet_conditioning_scale={scale} is no finite number. Use 1.0.")
+        return "" if self._control_place is None else f" + {self._control_place}"
 
     def _side(self, name: str, side: int | None) -> int:
         if side is None:

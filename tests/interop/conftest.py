@@ -1,6 +1,7 @@
 """A published pipeline in small: every part as diffusers and transformers write it, with random weights."""
 
 import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from lineardit.config.models import AutoencoderConfig
+from lineardit.config.presets import differing
 
 
 def tiny_tokenizer() -> Any:
@@ -153,3 +157,25 @@ class Counting(TorchDispatchMode):
 def counting() -> type[Counting]:
     """What counts memory the same way on every machine."""
     return Counting
+
+
+@pytest.fixture
+def narrowed() -> Callable[[AutoencoderConfig], AutoencoderConfig]:
+    """Makes a published autoencoder small: a sixteenth of the channels, at most two blocks a stage."""
+
+    def change(config: AutoencoderConfig) -> AutoencoderConfig:
+        def stages(side: str) -> list[dict[str, object]]:
+            return [
+                stage.model_dump() | {"width": stage.width // 16, "depth": min(stage.depth, 2)}
+                for stage in getattr(config, side)
+            ]
+
+        return differing(
+            config,
+            encoder=stages("encoder"),
+            decoder=stages("decoder"),
+            attention_head_dim=8,
+            latent_channels=config.latent_channels // 8,
+        )
+
+    return change

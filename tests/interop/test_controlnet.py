@@ -96,6 +96,25 @@ def test_a_controlnet_adds_what_diffusers_adds(theirs: Any, folder: Path, inputs
 
 
 @torch.no_grad()
+def test_in_bfloat16_it_stays_as_near_as_that_of_diffusers(folder: Path, inputs: dict[str, Tensor]) -> None:
+    given = [inputs["latents"], TIMES, inputs["text"], inputs["control"], inputs["mask"]]
+    exact = assemble_controlnet(open_place(folder), "fp32")(*given)[-1]
+    near = assemble_controlnet(open_place(folder), "bf16")(*given)[-1]
+    other = diffusers.SanaControlNetModel.from_pretrained(folder, torch_dtype=torch.bfloat16).eval()(
+        *(inputs[name].bfloat16() for name in ("latents", "text")),
+        1000 * TIMES,
+        inputs["control"].bfloat16(),
+        encoder_attention_mask=inputs["mask"].long(),
+        return_dict=False,
+    )[0][-1]
+
+    def off(found: Tensor) -> float:
+        return float((found.float() - exact).square().mean().sqrt() / exact.std())
+
+    assert near.dtype == torch.bfloat16 and 0 < off(near) < 0.03 and off(near) < 1.5 * off(other)
+
+
+@torch.no_grad()
 def test_a_new_one_starts_as_a_copy_and_adds_nothing(inputs: dict[str, Tensor]) -> None:
     network = filled(Transformer(BASE))
     beside = ControlNet.beside(network, depth=2)

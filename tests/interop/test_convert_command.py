@@ -1,12 +1,14 @@
 """`lineardit convert` and `lineardit info` over every format: number for number, whole or not at all."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderDC, SanaTransformer2DModel
+from diffusers import AutoencoderDC, SanaControlNetModel, SanaTransformer2DModel
+from PIL import Image
 
 from lineardit.cli.app import main
 from lineardit.config.models import TransformerConfig
@@ -15,6 +17,7 @@ from lineardit.errors import CheckpointError, OutputError
 from lineardit.interop import official
 from lineardit.interop.export import export
 from lineardit.interop.native import save_model
+from lineardit.interop.pickles import open_pickle
 from lineardit.interop.places import Place, open_place
 from lineardit.pipeline import Pipeline
 
@@ -99,7 +102,71 @@ def test_what_has_no_place_is_named(
     whole = {name: torch.zeros(shape) for name, shape in shapes.items()}
     torch.save({"state_dict": whole | {"logvar_linear.bias": torch.zeros(1)}}, tmp_path / "sana.pth")
     assert main(["convert", str(tmp_path / "sana.pth"), str(tmp_path / "out")]) == 0
+    assert "left out" not in capsys.readouterr().out
+    # Kept beside the network, for those who go back to the official code.
+    assert main(["convert", str(tmp_path / "out"), str(tmp_path / "back.pth"), "--format", "official"]) == 0
+    again = open_pickle(tmp_path / "back.pth")
+    assert again.keys() == {*whole, "logvar_linear.bias"}
+    capsys.readouterr()
+    facts = described(capsys, str(tmp_path / "out"))
+    assert facts["transformer"]["kept_for_training"] == ["logvar_linear.bias"]
+    assert main(["convert", str(tmp_path / "out"), str(tmp_path / "theirs"), "--format", "diffusers"]) == 0
     assert "left out: logvar_linear.bias" in capsys.readouterr().out
+
+
+def test_an_official_file_draws_with_an_autoencoder_and_a_text_encoder_of_other_places(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = open_place(published)
+    config = place.networks["transformer"].config
+    assert isinstance(config, TransformerConfig)
+    same = differing(config, head_dim=4, position_base=32)
+    monkeypatch.setattr(official, "HEAD_DIM", 4)
+    monkeypatch.setattr(official, "TRANSFORMERS", {**TRANSFORMERS, "sana-tiny": same})
+    file, gemma = tmp_path / "sana.pth", tmp_path / "gemma"
+    export(open_place(published / "transformer"), file, "official")
+    shutil.copytree(published / "text_encoder", gemma)
+    shutil.copytree(published / "tokenizer", gemma, dirs_exist_ok=True)
+    rest = ["--autoencoder", str(published / "vae"), "--text-encoder", str(gemma)]
+    options = ["--device", "cpu", "--height", "16", "--width", "16", "--num-inference-steps", "2", "-o"]
+    pictures = []
+    assert main(["convert", str(file), str(tmp_path / "whole"), *rest]) == 0
+    for number, model in enumerate(([str(file), *rest], [str(tmp_path / "whole")], [str(published)])):
+        out = str(tmp_path / f"{number}.png")
+        assert main(["generate", "two dogs", "--model", *model, *options, out]) == 0
+        with Image.open(out) as picture:
+            pictures.append(picture.tobytes())
+    assert pictures[0] == pictures[1] == pictures[2]
+    capsys.readouterr()
+    assert main(["generate", "two dogs", "--model", str(file), *options, str(tmp_path / "x.png")]) == 2
+    assert "holds no autoencoder, no text_encoder: a pipeline needs all three" in capsys.readouterr().err
+    for wrong, complaint in (
+        (["--autoencoder", str(gemma)], "holds a gemma2"),
+        (["--autoencoder", str(file)], "holds no autoencoder, only transformer"),
+        (["--text-encoder", str(published / "vae")], "holds no text encoder, only autoencoder"),
+    ):
+        assert main(["convert", str(file), str(tmp_path / "y"), *wrong]) == 2
+        assert complaint in capsys.readouterr().err and not (tmp_path / "y").exists()
+
+
+def test_an_official_controlnet_goes_to_diffusers_and_to_our_format_and_back(
+    narrow: TransformerConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    control = differing(narrow, depth=1)
+    shapes = official.transformer_renaming(narrow).foreign_shapes
+    shapes |= official.controlnet_renaming(control).foreign_shapes
+    whole = {name: torch.randn(shape) for name, shape in shapes.items()}
+    torch.save({"state_dict": whole}, tmp_path / "sana.pth")
+    native, back = tmp_path / "native", tmp_path / "back.pth"
+    assert main(["convert", str(tmp_path / "sana.pth"), str(native)]) == 0
+    assert "controlnet: ControlNet, 32 tensors" in capsys.readouterr().out
+    assert main(["convert", str(native), str(back), "--format", "official"]) == 0
+    again = open_pickle(back)
+    assert again.keys() == whole.keys() and all(torch.equal(again[key], whole[key]) for key in whole)
+    assert main(["convert", str(native), str(tmp_path / "theirs"), "--format", "diffusers"]) == 0
+    for kind, folder in ((SanaControlNetModel, "controlnet"), (SanaTransformer2DModel, "transformer")):
+        found = kind.from_pretrained(tmp_path / "theirs" / folder).state_dict()
+        assert torch.equal(found["caption_norm.weight"], whole["attention_y_norm.weight"])
 
 
 def test_nothing_is_overwritten_without_force(

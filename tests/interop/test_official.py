@@ -19,6 +19,8 @@ from lineardit.errors import CheckpointError
 from lineardit.interop.diffusers import from_diffusers_autoencoder, from_diffusers_transformer
 from lineardit.interop.official import (
     autoencoder_renaming,
+    controlnet_of,
+    controlnet_renaming,
     from_official_autoencoder,
     from_official_transformer,
     guess_autoencoder,
@@ -26,10 +28,11 @@ from lineardit.interop.official import (
     to_official_autoencoder,
     to_official_transformer,
     transformer_renaming,
+    with_controlnet,
 )
 from lineardit.interop.pickles import open_pickle, write_pickle
 from lineardit.interop.places import open_place
-from lineardit.interop.stored import LazyTensors, Stored
+from lineardit.interop.stored import LazyTensors, Stored, stored_of
 from lineardit.transformer.model import Transformer
 
 SMALL = TransformerConfig(latent_channels=3, depth=2, width=40, head_dim=4, cross_head_dim=20, text_width=11)
@@ -55,7 +58,9 @@ def test_an_official_transformer_becomes_what_the_converter_of_diffusers_makes_o
     understood = from_official_transformer(official, "sana.pth", SMALL)
     theirs = convert_sana_transformer_to_diffusers(dict(official))
     assert equal(dict(understood.tensors), dict(from_diffusers_transformer(SMALL, theirs)))
-    assert understood.left_out == ("y_embedder.y_embedding", "pos_embed")
+    assert list(understood.spare) == ["y_embedder.y_embedding"]
+    back = to_official_transformer(SMALL, understood.tensors, "x", understood.spare)
+    assert equal(dict(back), {name: tensor for name, tensor in official.items() if name != "pos_embed"})
 
 
 @pytest.mark.parametrize(
@@ -68,6 +73,28 @@ def test_an_official_transformer_comes_back_bit_by_bit(changes: dict[str, object
     own = from_official_transformer(official, "sana.pth", config).tensors
     Transformer(config).load_state_dict(own)
     assert equal(dict(to_official_transformer(config, dict(own))), official)
+
+
+def test_an_official_controlnet_is_two_networks_that_share_their_embedders() -> None:
+    """The names are those that diffusers' script for ControlNets reads."""
+    steered, control = differing(SMALL, depth=3), differing(SMALL, depth=2)
+    shapes = transformer_renaming(steered).foreign_shapes | controlnet_renaming(control).foreign_shapes
+    official = LazyTensors(stored_of(drawn(shapes)), drawn(shapes).__getitem__)
+    assert "controlnet.0.before_proj.weight" in official and "controlnet.1.after_proj.bias" in official
+    found = controlnet_of(official, steered, "sana.pth")
+    assert found.config == control
+    blocks = {name: tensor for name, tensor in official.items() if name.startswith("controlnet.")}
+    assert torch.equal(
+        found.tensors["blocks.1.cross_attention.to_q.bias"],
+        blocks["controlnet.1.copied_block.cross_attn.q_linear.bias"],
+    )
+    assert torch.equal(found.tensors["patchify.weight"], official["x_embedder.proj.weight"])
+    plain = official.only(transformer_renaming(steered).foreign_shapes)
+    back = with_controlnet(plain, control, found.tensors, "model")
+    assert equal(dict(back), dict(official))
+    other = dict(found.tensors) | {"prompt_projection.norm.weight": torch.zeros(40)}
+    with pytest.raises(CheckpointError, match="has one attention_y_norm.weight for the transformer and its"):
+        with_controlnet(plain, control, other, "model")
 
 
 def headers(config: TransformerConfig) -> LazyTensors:

@@ -141,6 +141,20 @@ def test_a_distilled_pipeline_draws_in_two_steps_what_diffusers_draws(sprint: Pa
     np.testing.assert_allclose(images, expected, atol=1e-4)
 
 
+def test_euler_on_the_grid_of_diffusers_draws_what_diffusers_draws(copy: Path, tmp_path: Path) -> None:
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=2.5)
+    scheduler.save_pretrained(copy / "scheduler")
+    change(copy / "model_index.json", scheduler=["diffusers", type(scheduler).__name__])
+    pipe = Pipeline.from_pretrained(copy, device="cpu")
+    expected = drawn_by_diffusers(copy)
+    np.testing.assert_allclose(drawn_by_us(pipe), expected, atol=1e-4)
+    pipe.save_pretrained(tmp_path / "saved", format="diffusers")
+    np.testing.assert_allclose(drawn_by_diffusers(tmp_path / "saved"), expected, atol=1e-6)
+    change(copy / "scheduler" / "scheduler_config.json", use_dynamic_shifting=True)
+    with pytest.raises(CheckpointError, match="use_dynamic_shifting=True, which is not drawn with here"):
+        open_place(copy)
+
+
 def test_sharded_and_variant_weights_are_the_same_weights(copy: Path, pipe: Pipeline) -> None:
     whole = load_file(copy / "transformer" / WEIGHTS)
     (copy / "transformer" / WEIGHTS).unlink()
@@ -216,6 +230,10 @@ def cut(path: Path) -> None:
         (
             lambda at: change(at / "scheduler" / "scheduler_config.json", use_flow_sigmas=False),
             "with use_flow_sigmas=False",
+        ),
+        (
+            lambda at: change(at / "scheduler" / "scheduler_config.json", solver_order=3),
+            "solver_order=3, which is not drawn with here: only 2 is",
         ),
         (
             lambda at: change(at / "scheduler" / "scheduler_config.json", flow_shift=0),

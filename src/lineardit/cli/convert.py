@@ -19,6 +19,13 @@ def convert(
         Literal["native", "diffusers", "official"],
         typer.Option("--format", help="What to write: our own folder, that of diffusers, or official names."),
     ] = "native",
+    autoencoder: Annotated[
+        str | None,
+        typer.Option(help="Place of the autoencoder, where the model has none or another is wanted."),
+    ] = None,
+    text_encoder: Annotated[
+        str | None, typer.Option(help="Place of the text encoder, likewise; a folder of Gemma-2 will do.")
+    ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="fp32, bf16 or fp16; as it is stored unless given.", show_default=False)
     ] = None,
@@ -30,13 +37,15 @@ def convert(
     """Rewrite a model under the names of another format, number for number; what does not fit is refused."""
     from lineardit.errors import InputError
     from lineardit.interop.export import check_free, export
-    from lineardit.interop.places import open_place
+    from lineardit.interop.places import open_place, with_parts
     from lineardit.kernels.select import DTYPES
 
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"dtype={dtype!r} cannot be stored. Use one of {', '.join(DTYPES)}.")
     check_free(out, force)
     place = open_place(source, variant=variant)
+    if autoencoder is not None or text_encoder is not None:
+        place = with_parts(place, autoencoder, text_encoder, variant=variant)
 
     from rich.console import Console
     from rich.progress import Progress

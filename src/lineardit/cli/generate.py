@@ -1,6 +1,7 @@
 """`lineardit generate`: sentences in, pictures out."""
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,9 +25,16 @@ def generate(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Folder of a model, ours or of diffusers, or a hub id; the bundled one unless given.",
+            help="Folder of a model, official file or hub id; the bundled one unless given.",
             show_default=False,
         ),
+    ] = None,
+    autoencoder: Annotated[
+        str | None,
+        typer.Option(help="Place of the autoencoder, where the model has none or another is wanted."),
+    ] = None,
+    text_encoder: Annotated[
+        str | None, typer.Option(help="Place of the text encoder, likewise; a folder of Gemma-2 will do.")
     ] = None,
     output: Annotated[
         Path, typer.Option("-o", "--output", help="A .png file for one picture, or a folder for any number.")
@@ -48,7 +56,20 @@ def generate(
         list[str] | None,
         typer.Option(help="A LoRA: PLACE, or PLACE:WEIGHT; can be given several times.", show_default=False),
     ] = None,
-    dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16 or auto.")] = "fp32",
+    controlnet: Annotated[
+        str | None,
+        typer.Option(help="A ControlNet: a folder, a file or a hub id; the model's own unless given."),
+    ] = None,
+    control_image: Annotated[
+        Path | None, typer.Option(help="What the ControlNet follows: a picture of edges, depth or poses.")
+    ] = None,
+    control_scale: Annotated[float, typer.Option(help="How much it counts; 0 is off.")] = 1.0,
+    debug_nan: Annotated[
+        bool, typer.Option("--debug-nan", help="Name the first layer whose numbers are not finite; slower.")
+    ] = False,
+    dtype: Annotated[
+        str, typer.Option(help="fp32, bf16, fp16 (what lies between layers stays float32) or auto.")
+    ] = "fp32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace pictures of the same name.")] = False,
 ) -> None:
@@ -59,17 +80,25 @@ def generate(
     if num_images < 1:
         raise InputError(f"num_images={num_images} is not a positive number. Use 1 or more.")
     weighted = [_weighted(each) for each in lora or []]
+    if controlnet is not None and control_image is None:
+        raise InputError("--controlnet is given without a picture to follow. Add --control-image FILE.")
     places = _places(output, prompts, seed, num_images)
     _check_writable(places, force)
 
     from rich.console import Console
     from rich.progress import Progress
 
+    from lineardit.data.picture_files import read_picture
     from lineardit.pipeline import Pipeline
 
-    pipe = Pipeline.from_pretrained(model, device=device, dtype=dtype)
+    control = None if control_image is None else [read_picture(control_image)]
+    pipe = Pipeline.from_pretrained(
+        model, autoencoder=autoencoder, text_encoder=text_encoder, device=device, dtype=dtype
+    )
     for source, weight in weighted:
         pipe.load_lora(source, weight)
+    if controlnet is not None:
+        pipe.load_controlnet(controlnet)
     jobs = pipe.plan(
         prompts,
         negative_prompt,
@@ -80,13 +109,17 @@ def generate(
         num_images_per_prompt=num_images,
         seed=seed,
         sampler=sampler,
+        controlnet_conditioning_scale=None if control is None else control_scale,
     )
     console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as bar:
+    with (
+        Progress(console=console, disable=not console.is_terminal, transient=True) as bar,
+        pipe.watched() if debug_nan else nullcontext(),
+    ):
         task = bar.add_task("drawing", total=sum(job.num_inference_steps for job in jobs))
         # One after the other, so that Ctrl-C leaves every finished picture.
         for job, place in zip(jobs, places, strict=True):
-            (picture,) = pipe.draw([job], on_step=lambda _: bar.advance(task)).images
+            (picture,) = pipe.draw([job], None, control, on_step=lambda _: bar.advance(task)).images
             _write(picture, job, place)
             # As it is: no markup in brackets, no line breaks.
             bar.console.out(f"{place}  seed {job.seed}", highlight=False)

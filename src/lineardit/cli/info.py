@@ -116,8 +116,8 @@ def model_facts(
         facts[name] = _network_facts(network)
         if place.format == "native":
             facts[name]["sha256"] = place.checksums[name] + (" (verified)" if verify else "")
-        if network.left_out:
-            facts[name]["not_read"] = list(network.left_out)
+        if network.spare:
+            facts[name]["kept_for_training"] = list(network.spare)
         facts[name] |= network.config.model_dump(mode="json")
     if place.text is not None:
         facts["text_encoder"] = {"class": place.text.class_name, "width": place.text.width}
@@ -154,7 +154,7 @@ def _network_facts(network: "Network") -> dict[str, Any]:
 def _memory_facts(place: "Place", height: int | None, width: int | None, dtype: str) -> dict[str, Any]:
     """What drawing one picture takes at most, where the size that the model was made for is known."""
     from lineardit.config.models import AutoencoderConfig, TransformerConfig
-    from lineardit.interop.memory import decoder_bytes, transformer_bytes
+    from lineardit.interop.memory import activation_bytes, decoder_bytes, transformer_bytes
     from lineardit.kernels.select import inspect_machine, select
 
     configs = {name: network.config for name, network in place.networks.items()}
@@ -176,11 +176,13 @@ def _memory_facts(place: "Place", height: int | None, width: int | None, dtype: 
     stride = autoencoder.stride
     # With guidance every step sees two pictures.
     twice = 1 if transformer.guidance_embedding else 2
-    denoising = twice * transformer_bytes(transformer, height // stride, width // stride, floats.itemsize)
-    decoding = decoder_bytes(autoencoder, height, width, floats.itemsize)
+    item = activation_bytes(floats)
+    denoising = twice * transformer_bytes(transformer, height // stride, width // stride, item)
+    decoding = decoder_bytes(autoencoder, height, width, item)
     text = getattr(place.text, "size_bytes", 0)
     return {
         "picture": f"{height} x {width}, {_short_name(floats)}",
+        "between_layers": "float32" if item > floats.itemsize else _short_name(floats),
         "weights_bytes": weights,
         "text_encoder_bytes": text,
         "denoising_bytes": denoising,

@@ -19,6 +19,7 @@ from lineardit.interop.diffusers import (
 )
 from lineardit.interop.diffusers_config import (
     AUTOENCODER_CLASS,
+    CONTROLNET_CLASS,
     TRANSFORMER_CLASS,
     autoencoder_config_to_diffusers,
     controlnet_config_to_diffusers,
@@ -27,11 +28,16 @@ from lineardit.interop.diffusers_config import (
 from lineardit.interop.durable import new_folder, sync
 from lineardit.interop.lora import loras
 from lineardit.interop.native import INDEX, save_model
-from lineardit.interop.official import to_official_autoencoder, to_official_transformer
+from lineardit.interop.official import (
+    to_official_autoencoder,
+    to_official_transformer,
+    with_controlnet,
+)
 from lineardit.interop.pickles import SUFFIXES, write_pickle
 from lineardit.interop.places import (
     PIPELINE_INDEX,
     PUBLISHED_TEXT,
+    SPARE_SUFFIX,
     WEIGHTS_STEM,
     Network,
     Place,
@@ -43,6 +49,7 @@ from lineardit.interop.text import text_component
 from lineardit.text.embedding import TextEncoder
 from lineardit.text.encoder import GemmaEncoder
 from lineardit.text.offline import OfflineEncoder
+from lineardit.transformer.controlnet import ControlNet
 from lineardit.transformer.model import Transformer
 
 Format = Literal["native", "diffusers", "official"]
@@ -136,6 +143,7 @@ def live_place(
     autoencoder: Autoencoder,
     text_encoder: TextEncoder,
     sampling: Mapping[str, Any],
+    controlnet: ControlNet | None = None,
 ) -> Place:
     """Networks in memory as a place that can be written.
 
@@ -151,6 +159,8 @@ def live_place(
         "transformer": _live("Transformer", transformer.config, transformer, name),
         "autoencoder": _live("Autoencoder", autoencoder.config, autoencoder, name),
     }
+    if controlnet is not None:
+        networks["controlnet"] = _live("ControlNet", controlnet.config, controlnet, name)
     place = Place(Path(name), "native", networks, sampling=dict(sampling))
     if isinstance(text_encoder, GemmaEncoder):
         text = LiveText(text_encoder.model, text_encoder.tokenizer, text_encoder.width)
@@ -199,25 +209,36 @@ def _native(place: Place, out: Path) -> list[Written]:
     about = {key: value for key, value in place.about.items() if key != PUBLISHED_TEXT}
     if place.sampling:
         about["sampling"] = dict(place.sampling)
-    written = [_summary(name, each, len(each.tensors)) for name, each in place.networks.items()]
+    written = [
+        _summary(name, each, len(each.tensors) + len(each.spare), kept=True)
+        for name, each in place.networks.items()
+    ]
     text = place.text
     if text is not None:
         about[PUBLISHED_TEXT] = text.class_name
         written.append(Written("text_encoder", text.class_name, 0, ()))
+
+    def fill(folder: Path) -> None:
+        if text is not None:
+            text.write(folder / "text_encoder", folder / "tokenizer")
+        for name, network in place.networks.items():
+            if network.spare:
+                write_file(folder / f"{name}{SPARE_SUFFIX}", network.spare)
+
     save_model(
         out,
         {name: each.component() for name, each in place.networks.items()},
         about=about,
         extra_files={**place.files, "README.md": _card(place).encode()},
         dtype=None,
-        fill=None
-        if text is None
-        else lambda folder: text.write(folder / "text_encoder", folder / "tokenizer"),
+        fill=fill,
     )
     return written
 
 
 def _diffusers(place: Place, out: Path) -> list[Written]:
+    if place.sampling.get("sampler") == "scm" and "controlnet" in place.networks:
+        raise InputError(f"{place.path} is a distilled model with a ControlNet, which diffusers has not.")
     if "text_encoder" in place.networks and {*place.networks} != {"text_encoder"}:
         raise InputError(
             f"the text encoder of {place.path} is a {place.networks['text_encoder'].class_name}, which "
@@ -261,8 +282,10 @@ def _rest_of_pipeline(place: Place, folder: Path) -> list[Written]:
         folder / "scheduler" / "scheduler_config.json", {**scheduler, "_diffusers_version": DIFFUSERS}
     )
     absent = [None, None]
+    steered = "controlnet" in place.networks
+    plain = "SanaControlNetPipeline" if steered else "SanaPipeline"
     index = {
-        "_class_name": "SanaSprintPipeline" if sampler == "scm" else "SanaPipeline",
+        "_class_name": "SanaSprintPipeline" if sampler == "scm" else plain,
         "_diffusers_version": DIFFUSERS,
         "scheduler": ["diffusers", scheduler["_class_name"]],
         "text_encoder": absent,
@@ -270,6 +293,8 @@ def _rest_of_pipeline(place: Place, folder: Path) -> list[Written]:
         "transformer": ["diffusers", TRANSFORMER_CLASS] if "transformer" in place.networks else absent,
         "vae": ["diffusers", AUTOENCODER_CLASS] if "autoencoder" in place.networks else absent,
     }
+    if steered:
+        index["controlnet"] = ["diffusers", CONTROLNET_CLASS]
     written = []
     if place.text is not None:
         place.text.write(folder / "text_encoder", folder / "tokenizer")
@@ -284,46 +309,56 @@ def _official(place: Place, out: Path) -> list[Written]:
     networks = {name: each for name, each in place.networks.items() if name in _OFFICIAL_FILES}
     if not networks:
         raise InputError(
-            f"{place.path} holds no transformer and no autoencoder, which official files are of."
+            f"{place.path} holds no transformer and no autoencoder, which official files are of; "
+            "a ControlNet lies in the file of its transformer."
         )
-    written = []
+    control = place.networks.get("controlnet") if "transformer" in networks else None
+    files = {name: _official_tensors(each, control) for name, each in networks.items()}
+    written = [_summary(name, each, len(files[name]), kept=True) for name, each in networks.items()]
     if len(networks) == 1:
-        ((name, network),) = networks.items()
+        ((name, tensors),) = files.items()
         if out.suffix not in {".pth", ".safetensors"}:
             raise OutputError(f"an official {name} is one file: let {out} end in .pth or .safetensors.")
-        written.append(_summary(name, network, _official_file(out, network)))
+        _official_file(out, tensors)
     else:
         with new_folder(out) as folder:
-            for name, network in networks.items():
-                count = _official_file(folder / _OFFICIAL_FILES[name], network)
-                written.append(_summary(name, network, count))
+            for name, tensors in files.items():
+                _official_file(folder / _OFFICIAL_FILES[name], tensors)
+    if control is not None:
+        written.append(_summary("controlnet", control, len(control.tensors)))
     # The official code reads its text encoder from where it was published.
-    rest = [name for name in place.networks if name not in networks] or ["text_encoder"] * (
+    told = {each.name for each in written}
+    rest = [name for name in place.networks if name not in told] or ["text_encoder"] * (
         place.text is not None
     )
     return written + [Written(name, "", 0, (name,)) for name in rest]
 
 
-def _official_file(path: Path, network: Network) -> int:
+def _official_tensors(network: Network, control: Network | None) -> LazyTensors:
     config = network.config
-    if isinstance(config, TransformerConfig):
-        foreign = to_official_transformer(config, network.tensors, network.source)
-    else:
-        assert isinstance(config, AutoencoderConfig)
-        foreign = to_official_autoencoder(config, network.tensors, network.source)
+    if isinstance(config, AutoencoderConfig):
+        return to_official_autoencoder(config, network.tensors, network.source)
+    assert isinstance(config, TransformerConfig)
+    foreign = to_official_transformer(config, network.tensors, network.source, network.spare)
+    if control is None:
+        return foreign
+    assert isinstance(control.config, TransformerConfig)
+    return with_controlnet(foreign, control.config, control.tensors, control.source)
+
+
+def _official_file(path: Path, tensors: LazyTensors) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        (write_pickle if path.suffix in SUFFIXES else write_file)(temporary, foreign)
+        (write_pickle if path.suffix in SUFFIXES else write_file)(temporary, tensors)
         sync(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    return len(foreign)
 
 
-def _summary(name: str, network: Network, count: int) -> Written:
-    return Written(name, network.class_name, count, network.left_out)
+def _summary(name: str, network: Network, count: int, *, kept: bool = False) -> Written:
+    return Written(name, network.class_name, count, () if kept else tuple(network.spare))
 
 
 def _card(place: Place) -> str:

@@ -18,6 +18,7 @@ from lineardit.errors import CheckpointError, InputError
 from lineardit.interop.diffusers import transformer_renaming
 from lineardit.interop.places import read_json, resolve
 from lineardit.interop.stored import LazyTensors, open_tensors, read_metadata
+from lineardit.nn.wide import linear
 from lineardit.transformer.model import Transformer
 
 PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -59,7 +60,10 @@ class _Addition(nn.Module):
         self.first_row, self.scale, self.weight = first_row, factors.scale, weight
 
     def forward(self, x: Tensor, outputs: int) -> Tensor:
-        added = nn.functional.linear(nn.functional.linear(x, self.down), self.up)
+        if self.up.dtype == torch.float16:
+            added = linear(linear(x, self.down), self.up)
+        else:
+            added = nn.functional.linear(nn.functional.linear(x, self.down), self.up)
         after = outputs - self.first_row - len(self.up)
         return nn.functional.pad(added, (self.first_row, after)) * (self.scale * self.weight)
 

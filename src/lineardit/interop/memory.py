@@ -3,8 +3,15 @@
 An estimate of what lives at once in the largest layer; kernels may need room of their own.
 """
 
+import torch
+
 from lineardit.autoencoder.blocks import GLU_RATIO
 from lineardit.config.models import AutoencoderConfig, StageConfig, TransformerConfig
+
+
+def activation_bytes(dtype: torch.dtype) -> int:
+    """Bytes of a number between layers: with float16 weights it is a float32 (`nn.wide`)."""
+    return 4 if dtype == torch.float16 else dtype.itemsize
 
 
 def transformer_bytes(config: TransformerConfig, height: int, width: int, item: int) -> int:

@@ -5,6 +5,7 @@ Their files hold tensors without a configuration, which is read off the names an
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -12,11 +13,12 @@ from torch import Tensor
 
 from lineardit.autoencoder.model import Autoencoder
 from lineardit.config.models import AutoencoderConfig, TransformerConfig
-from lineardit.config.presets import AUTOENCODERS, TRANSFORMERS
+from lineardit.config.presets import AUTOENCODERS, TRANSFORMERS, differing
 from lineardit.errors import CheckpointError
 from lineardit.interop.rename import Renaming, Rule, nested, pointwise, renaming_of, same
-from lineardit.interop.stored import LazyTensors, Stored, stored_of
+from lineardit.interop.stored import LazyTensors, Stored, joined, stored_of
 from lineardit.nn.embedding import grid_positions
+from lineardit.transformer.controlnet import ControlNet
 from lineardit.transformer.model import Transformer
 
 TRANSFORMER_MARK = "attention_y_norm.weight"
@@ -25,8 +27,10 @@ AUTOENCODER_MARK = "decoder.project_in.main.conv.weight"
 """The same of official autoencoders."""
 
 POSITIONS = "pos_embed"
-LEFT_OUT = ("y_embedder.y_embedding", "logvar_linear.weight", "logvar_linear.bias")
-"""What training needs and drawing does not: the embedding of no prompt, and a weight of the loss."""
+SPARE = ("y_embedder.y_embedding", "logvar_linear.weight", "logvar_linear.bias")
+"""What training needs and drawing does not: the learned embedding of no prompt, and a weight of the loss."""
+CONTROL = "controlnet."
+"""What the names of a ControlNet begin with in the file of its transformer."""
 
 HEAD_DIM = 32
 _GUIDANCE = "cfg_embedder.mlp.0.weight"
@@ -68,6 +72,18 @@ _TRANSFORMER = (
     same("to_velocity.{part}", "final_layer.linear.{part}"),
 )
 
+_EMBEDDERS = tuple(
+    rule for rule in _TRANSFORMER if not rule.own.startswith(("offset", "blocks", "to_velocity"))
+)
+"""What the two branches of a ControlNet's file share."""
+
+_CONTROLNET = (
+    *_EMBEDDERS,
+    same("control_in.{part}", f"{CONTROL}0.before_proj.{{part}}"),
+    *nested("blocks.{block}", f"{CONTROL}{{block}}.copied_block", _TRANSFORMER_BLOCK),
+    same("outs.{block}.{part}", f"{CONTROL}{{block}}.after_proj.{{part}}"),
+)
+
 _AUTOENCODER_BLOCK = (
     same("first.{part}", "main.conv1.conv.{part}"),
     same("second.{part}", "main.conv2.conv.{part}"),
@@ -91,11 +107,12 @@ _AUTOENCODER = (
 
 
 class Understood(NamedTuple):
-    """An official transformer: what it is built from, its tensors here, and those without a place."""
+    """An official transformer: what it is built from, its tensors here, and those that are only kept."""
 
     config: TransformerConfig
     tensors: LazyTensors
-    left_out: tuple[str, ...]
+    spare: LazyTensors
+    """Tensors that drawing has no use for, by their names there."""
 
 
 def from_official_transformer(
@@ -108,29 +125,63 @@ def from_official_transformer(
     """
     config = config or guess_transformer(tensors, source)
     stored = stored_of(tensors)
-    left_out = tuple(name for name in (*LEFT_OUT, POSITIONS) if name in stored)
-    kept = LazyTensors(
-        {name: each for name, each in stored.items() if name not in left_out}, tensors.__getitem__
-    )
-    return Understood(config, transformer_renaming(config).to_own(kept, source), left_out)
+    every = LazyTensors(stored, tensors.__getitem__)
+    # Positions follow from the configuration.
+    own = every.only(name for name in stored if name not in (*SPARE, POSITIONS))
+    spare = every.only(name for name in SPARE if name in stored)
+    return Understood(config, transformer_renaming(config).to_own(own, source), spare)
 
 
 def to_official_transformer(
-    config: TransformerConfig, tensors: Mapping[str, Tensor], source: object = "the state"
+    config: TransformerConfig,
+    tensors: Mapping[str, Tensor],
+    source: object = "the state",
+    spare: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> LazyTensors:
-    """The tensors of `Transformer(config)` under the names of NVlabs/Sana.
+    """The tensors of `Transformer(config)` under the names of NVlabs/Sana, and those that were only kept.
 
-    The embedding of no prompt is not among them: the official code replaces it by its own when it loads.
+    Without `spare` there is no embedding of no prompt: the official code puts its own there when it loads.
 
     Raises:
         CheckpointError: the tensors are not those of `Transformer(config)`.
     """
     foreign = transformer_renaming(config).to_foreign(tensors, source)
-    if config.position == "none":
-        return foreign
-    positions = _positions(config)
-    stored = foreign.stored | stored_of({POSITIONS: positions})
-    return LazyTensors(stored, lambda name: positions if name == POSITIONS else foreign[name])
+    more = dict(spare) if config.position == "none" else {**spare, POSITIONS: _positions(config)}
+    return joined(foreign, more)
+
+
+def controlnet_of(tensors: LazyTensors, config: TransformerConfig, source: object) -> Understood:
+    """The ControlNet in an official file, whose transformer has `config`; the embedders are those of both.
+
+    Raises:
+        CheckpointError: lists every tensor that does not fit.
+    """
+    depth = len({name.split(".")[1] for name in tensors if name.startswith(CONTROL)})
+    config = TransformerConfig(**config.model_dump() | {"depth": depth, "position": "none"})
+    renaming = controlnet_renaming(config)
+    own = tensors.only(
+        name for name in tensors if name.startswith(CONTROL) or name in renaming.foreign_shapes
+    )
+    return Understood(config, renaming.to_own(own, source), tensors.only(()))
+
+
+def with_controlnet(
+    transformer: LazyTensors, config: TransformerConfig, tensors: Mapping[str, Tensor], source: object
+) -> LazyTensors:
+    """An official transformer and the ControlNet that shares its embedders, as one file has them.
+
+    Raises:
+        CheckpointError: the tensors are not those of `ControlNet(config)`, or their embedders differ.
+    """
+    foreign = controlnet_renaming(config).to_foreign(tensors, source)
+    shared = [name for name in foreign if not name.startswith(CONTROL)]
+    unlike = [name for name in shared if not torch.equal(foreign[name], transformer[name])]
+    if unlike:
+        raise CheckpointError(
+            f"{source}: an official file has one {unlike[0]} for the transformer and its ControlNet, but "
+            "here they differ. It can be written as native or diffusers."
+        )
+    return joined(transformer, foreign.only(name for name in foreign if name.startswith(CONTROL)))
 
 
 def guess_transformer(tensors: Mapping[str, Tensor], source: object) -> TransformerConfig:
@@ -228,6 +279,13 @@ def transformer_renaming(config: TransformerConfig) -> Renaming:
 
 
 @lru_cache(maxsize=8)
+def controlnet_renaming(config: TransformerConfig) -> Renaming:
+    """Every tensor of `ControlNet(config)` with its name in NVlabs/Sana."""
+    with torch.device("meta"):
+        return renaming_of(ControlNet(config), _CONTROLNET)
+
+
+@lru_cache(maxsize=8)
 def autoencoder_renaming(config: AutoencoderConfig) -> Renaming:
     """Every tensor of `Autoencoder(config)` with its name in efficientvit."""
     # What changes the resolution has its convolution one level deeper, but for a plain strided one.
@@ -264,7 +322,7 @@ def _with_positions(
     given = tensors[POSITIONS].float()
     base = round(given.shape[1] ** 0.5)
     if not given.any():
-        return config
+        return config if base**2 != given.shape[1] else differing(config, position_base=base)
     for interpolation in (1.0, 2.0):
         changes = {
             "position": "sincos",

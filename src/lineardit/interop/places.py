@@ -9,7 +9,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,13 +37,19 @@ from lineardit.interop.diffusers_config import (
 from lineardit.interop.native import INDEX, Component, describe_model, load_strict
 from lineardit.interop.official import (
     AUTOENCODER_MARK,
+    CONTROL,
     TRANSFORMER_MARK,
+    controlnet_of,
     from_official_autoencoder,
     from_official_transformer,
     guess_autoencoder,
 )
 from lineardit.interop.pickles import SUFFIXES, open_pickle
-from lineardit.interop.schedulers import sampling_from_scheduler
+from lineardit.interop.schedulers import (
+    PUBLISHED_SHIFT,
+    sampling_from_scheduler,
+    sampling_to_scheduler,
+)
 from lineardit.interop.shards import choose_variant, find_weights, open_weights
 from lineardit.interop.stored import LazyTensors, open_tensors, read_header
 from lineardit.interop.text import TOKENIZER, text_encoder_from
@@ -58,7 +64,13 @@ N = TypeVar("N", bound=nn.Module)
 CPU = torch.device("cpu")
 
 PIPELINE_INDEX = "model_index.json"
-PIPELINES = ("SanaPipeline", "SanaPAGPipeline", "SanaSprintPipeline", "SanaSprintImg2ImgPipeline")
+PIPELINES = (
+    "SanaPipeline",
+    "SanaPAGPipeline",
+    "SanaControlNetPipeline",
+    "SanaSprintPipeline",
+    "SanaSprintImg2ImgPipeline",
+)
 WEIGHTS_STEM, TEXT_STEM = "diffusion_pytorch_model", "model"
 NETWORK_CLASSES = (TRANSFORMER_CLASS, AUTOENCODER_CLASS, CONTROLNET_CLASS)
 TEXT_CLASSES = {"Gemma2Model": GemmaEncoder, "Gemma2ForCausalLM": GemmaEncoder}
@@ -78,6 +90,11 @@ _STRANGERS = {
 }
 
 
+NOTHING = LazyTensors({}, {}.__getitem__)
+SPARE_SUFFIX = ".official.safetensors"
+"""Behind a network's name: the file of our folders that its spare tensors lie in."""
+
+
 @dataclass(frozen=True)
 class Network:
     """One network of a place, under our names."""
@@ -88,8 +105,8 @@ class Network:
     """Read when asked for."""
     source: str
     """What errors call it."""
-    left_out: tuple[str, ...] = ()
-    """Tensors of the file that have no place here."""
+    spare: LazyTensors = field(default_factory=lambda: NOTHING)
+    """Tensors of an official file that drawing has no use for: kept, and given back to official files."""
 
     def component(self) -> Component:
         """As a component of our own folders."""
@@ -202,6 +219,44 @@ def open_place(place: str | Path, *, variant: str | None = None) -> Place:
     return opened
 
 
+def with_parts(
+    place: Place,
+    autoencoder: str | Path | None = None,
+    text_encoder: str | Path | None = None,
+    *,
+    variant: str | None = None,
+) -> Place:
+    """A place with the autoencoder or the text encoder of other places, as official files need them.
+
+    Raises:
+        CheckpointError: there is none in that place, or it is of another model.
+        MissingExtraError: as `open_place`.
+    """
+    if autoencoder is not None:
+        other = open_place(autoencoder, variant=variant)
+        if "autoencoder" not in other.networks:
+            raise CheckpointError(f"{other.path} holds no autoencoder, only {', '.join(other.networks)}.")
+        place = replace(place, networks=place.networks | {"autoencoder": other.networks["autoencoder"]})
+    if text_encoder is not None:
+        place = _with_text(place, resolve(text_encoder), variant)
+    _check_parts(place)
+    return replace(place, sampling=_size(place.networks) | place.sampling)
+
+
+def _with_text(place: Place, path: Path, variant: str | None) -> Place:
+    kept = {name: each for name, each in place.networks.items() if name != "text_encoder"}
+    options = read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    if options.get("model_type") == "gemma2":
+        text = _text_in(path, path, GemmaEncoder.model_class, variant)
+        return replace(place, networks=kept, text=text, files={})
+    other = open_place(path, variant=variant)
+    if "text_encoder" in other.networks:
+        kept["text_encoder"] = other.networks["text_encoder"]
+    elif other.text is None:
+        raise CheckpointError(f"{path} holds no text encoder, only {', '.join(other.networks)}.")
+    return replace(place, networks=kept, text=other.text, files=other.files)
+
+
 def resolve(place: str | Path) -> Path:
     """The path itself, or the folder of a hub id: the local copy, and only if there is none a fetched one.
 
@@ -266,7 +321,8 @@ def assemble_text_encoder(place: Place, device: torch.device) -> TextEncoder:
         MissingExtraError: transformers is needed and not installed.
     """
     if place.text is None:
-        encoder = text_encoder_from(place.networks["text_encoder"].component(), place.path)
+        network = place.networks["text_encoder"]
+        encoder = text_encoder_from(network.component(), Path(network.source))
         return encoder.to(device)
     assert isinstance(place.text, PublishedText)
     kind = TEXT_CLASSES[place.text.class_name]
@@ -303,10 +359,12 @@ def _opened(path: Path, variant: str | None) -> Place:
 
 def _native(path: Path) -> Place:
     summaries, about = describe_model(path)
-    networks = {
-        name: Network(summary.class_name, summary.config, open_tensors(summary.file), str(path))
-        for name, summary in summaries.items()
-    }
+    networks = {}
+    for name, summary in summaries.items():
+        spare = path / f"{name}{SPARE_SUFFIX}"
+        kept = open_tensors(spare) if spare.is_file() else NOTHING
+        tensors = open_tensors(summary.file)
+        networks[name] = Network(summary.class_name, summary.config, tensors, str(path), kept)
     text = None
     if PUBLISHED_TEXT in about:
         text = _published_text(path, str(about[PUBLISHED_TEXT]), None)
@@ -325,6 +383,10 @@ PUBLISHED_TEXT = "published_text"
 """In our folders' `about`: the class of a text encoder that lies in them as transformers stores it."""
 
 
+_PARTS = {"transformer": TRANSFORMER_CLASS, "vae": AUTOENCODER_CLASS, "controlnet": CONTROLNET_CLASS}
+"""Folders of a pipeline with the class that belongs into each."""
+
+
 def _pipeline(path: Path, variant: str | None) -> Place:
     index = read_json(path / PIPELINE_INDEX)
     kind = index.get("_class_name")
@@ -336,7 +398,7 @@ def _pipeline(path: Path, variant: str | None) -> Place:
         if isinstance(value, list) and len(value) == 2 and value[1] is not None
     }
     networks = {}
-    for folder, expected in (("transformer", TRANSFORMER_CLASS), ("vae", AUTOENCODER_CLASS)):
+    for folder, expected in _PARTS.items():
         if folder not in classes:
             continue
         if classes[folder] != expected:
@@ -398,6 +460,10 @@ def _published_text(path: Path, class_name: str, variant: str | None) -> Publish
         )
     if not tokenizer.is_dir():
         raise CheckpointError(f"{path} has a text encoder, but no folder {tokenizer.name} beside it.")
+    return _text_in(folder, tokenizer, class_name, variant)
+
+
+def _text_in(folder: Path, tokenizer: Path, class_name: str, variant: str | None) -> PublishedText:
     width = read_json(folder / "config.json").get("hidden_size")
     if not isinstance(width, int):
         raise CheckpointError(f"{folder / 'config.json'} has no hidden_size.")
@@ -413,7 +479,7 @@ def _file(path: Path, variant: str | None) -> Place:
     tensors = open_pickle(path) if path.suffix in SUFFIXES else open_tensors(path)
     if path.suffix == ".safetensors" and (path.parent / "config.json").is_file():
         return Place(path, "diffusers", dict([_component(path.parent, variant, tensors)]))
-    return Place(path, "official", dict([_official(path, tensors)]))
+    return _official_place(path, _official(path, tensors))
 
 
 def _official_folder(path: Path) -> Place:
@@ -425,28 +491,45 @@ def _official_folder(path: Path) -> Place:
         )
     networks: dict[str, Network] = {}
     for file in files:
-        name, network = _official(file, open_pickle(file) if file.suffix in SUFFIXES else open_tensors(file))
-        if name in networks:
-            raise CheckpointError(
-                f"{path} holds more than one {name}: {networks[name].source} and {file}. Give one file."
-            )
-        networks[name] = network
-    return Place(path, "official", networks)
+        found = _official(file, open_pickle(file) if file.suffix in SUFFIXES else open_tensors(file))
+        for name in found:
+            if name in networks:
+                raise CheckpointError(
+                    f"{path} holds more than one {name}: {networks[name].source} and {file}. Give one file."
+                )
+        networks |= found
+    return _official_place(path, networks)
 
 
-def _official(path: Path, tensors: LazyTensors) -> tuple[str, Network]:
-    """The network in an official file, and what it is called here."""
+def _official_place(path: Path, networks: dict[str, Network]) -> Place:
+    """Official files do not say how they are sampled; their authors' configurations do."""
+    config = networks["transformer"].config if "transformer" in networks else None
+    if not isinstance(config, TransformerConfig):
+        return Place(path, "official", networks)
+    sampling = sampling_from_scheduler(
+        sampling_to_scheduler("scm" if config.guidance_embedding else "dpm++", PUBLISHED_SHIFT), path
+    )
+    return Place(path, "official", networks, sampling=sampling | _size(networks))
+
+
+def _official(path: Path, tensors: LazyTensors) -> dict[str, Network]:
+    """The network in an official file, or a transformer and its ControlNet."""
     tensors = _without_prefix(tensors)
     source = str(path)
     if TRANSFORMER_MARK in tensors:
-        config, own, left_out = from_official_transformer(tensors, source)
-        return "transformer", Network("Transformer", config, own, source, left_out)
+        plain = tensors.only(name for name in tensors if not name.startswith(CONTROL))
+        config, own, spare = from_official_transformer(plain, source)
+        networks = {"transformer": Network("Transformer", config, own, source, spare)}
+        if len(plain) < len(tensors):
+            control, own, _ = controlnet_of(tensors, config, source)
+            networks["controlnet"] = Network("ControlNet", control, own, source)
+        return networks
     if AUTOENCODER_MARK in tensors:
         beside = path.with_name("config.json")
         hint = source + (beside.read_text("utf-8", "replace") if beside.is_file() else "")
         described = guess_autoencoder(tensors, source, hint)
         own = from_official_autoencoder(described, tensors, source)
-        return "autoencoder", Network("Autoencoder", described, own, source)
+        return {"autoencoder": Network("Autoencoder", described, own, source)}
     first = next(iter(tensors), "nothing")
     known = (family for part, family in _STRANGERS.items() if any(part in name for name in tensors))
     family = next(known, None)
@@ -482,12 +565,38 @@ def _check_parts(place: Place) -> None:
             f"{place.path} mixes two models: the autoencoder has {autoencoder.latent_channels} latent "
             f"channels, the transformer takes {transformer.latent_channels}."
         )
+    if "controlnet" in place.networks:
+        check_control(place, transformer)
     text = configs.get("text_encoder")
     width = place.text.width if place.text else getattr(text, "width", None)
     if width is not None and width != transformer.text_width:
         raise CheckpointError(
             f"{place.path} mixes two models: its text encoder gives vectors of width {width}, the "
             f"transformer takes width {transformer.text_width}."
+        )
+
+
+def check_control(place: Place, transformer: TransformerConfig) -> None:
+    """Find out whether the ControlNet of a place fits a transformer.
+
+    Raises:
+        CheckpointError: it does not, or there is none.
+    """
+    if "controlnet" not in place.networks:
+        raise CheckpointError(f"{place.path} holds no ControlNet, only {', '.join(place.networks)}.")
+    found, source = place.networks["controlnet"].config, place.networks["controlnet"].source
+    assert isinstance(found, TransformerConfig)
+    for name in ("width", "latent_channels", "patch_size", "text_width"):
+        given, wanted = getattr(found, name), getattr(transformer, name)
+        if given != wanted:
+            raise CheckpointError(
+                f"{source} is a ControlNet for another model: it has {name}={given}, the transformer has "
+                f"{name}={wanted}."
+            )
+    if found.depth >= transformer.depth:
+        raise CheckpointError(
+            f"{source} is a ControlNet of {found.depth} blocks, too many for a transformer of "
+            f"{transformer.depth}."
         )
 
 

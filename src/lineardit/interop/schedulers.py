@@ -8,7 +8,35 @@ from lineardit.errors import CheckpointError
 
 DPM, EULER, CONSISTENCY = "DPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler", "SCMScheduler"
 
+PUBLISHED_SHIFT = 3.0
+"""The flow shift of every published SANA that is no Sprint."""
+
 _SPRINT_SIGMA = 0.5
+# Options that change the pictures, with the only value that is drawn with here, which is also diffusers' own.
+_PLAIN_DPM: Mapping[str, Any] = {
+    "algorithm_type": "dpmsolver++",
+    "solver_order": 2,
+    "solver_type": "midpoint",
+    "final_sigmas_type": "zero",
+    "num_train_timesteps": TRAINING_STEPS,
+    "thresholding": False,
+    "euler_at_final": False,
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "use_lu_lambdas": False,
+    "use_dynamic_shifting": False,
+}
+_PLAIN_EULER: Mapping[str, Any] = {
+    "num_train_timesteps": TRAINING_STEPS,
+    "use_dynamic_shifting": False,
+    "shift_terminal": None,
+    "invert_sigmas": False,
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "stochastic_sampling": False,
+}
 
 
 def sampling_from_scheduler(options: Mapping[str, Any], source: object) -> dict[str, Any]:
@@ -26,9 +54,16 @@ def sampling_from_scheduler(options: Mapping[str, Any], source: object) -> dict[
                 "SANA has use_flow_sigmas=True and prediction_type='flow_prediction'."
             )
         # It hands the network whole times only, whatever the grid.
+        _check_plain(options, _PLAIN_DPM, source)
         return {"shift": _shift(options, "flow_shift", source), "sampler": "dpm++", "whole_times": True}
     if name == EULER:
-        return {"shift": _shift(options, "shift", source), "sampler": "euler", "whole_times": False}
+        _check_plain(options, _PLAIN_EULER, source)
+        return {
+            "shift": _shift(options, "shift", source),
+            "sampler": "euler",
+            "whole_times": False,
+            "published_euler": True,
+        }
     if name == CONSISTENCY:
         found = options.get("prediction_type", "trigflow"), options.get("sigma_data", _SPRINT_SIGMA)
         if found != ("trigflow", _SPRINT_SIGMA):
@@ -59,6 +94,15 @@ def sampling_to_scheduler(sampler: str, shift: float) -> dict[str, Any]:
         "timestep_spacing": "linspace",
         "use_flow_sigmas": True,
     }
+
+
+def _check_plain(options: Mapping[str, Any], plain: Mapping[str, Any], source: object) -> None:
+    for key, value in plain.items():
+        # An option that is unset is switched off.
+        if (options.get(key, value) or None) != (value or None):
+            raise CheckpointError(
+                f"{source} has {key}={options[key]!r}, which is not drawn with here: only {value!r} is."
+            )
 
 
 def _shift(options: Mapping[str, Any], key: str, source: object) -> float:

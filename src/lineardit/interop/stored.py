@@ -91,6 +91,15 @@ class LazyTensors(Mapping[str, Tensor]):
         return LazyTensors(stored, read)
 
 
+def joined(*parts: Mapping[str, Tensor]) -> LazyTensors:
+    """The tensors of several mappings without a name in common."""
+    places = {name: part for part in parts for name in part}
+    stored: dict[str, Stored] = {}
+    for part in parts:
+        stored |= stored_of(part)
+    return LazyTensors(stored, lambda name: places[name][name])
+
+
 def stored_of(tensors: Mapping[str, Tensor]) -> dict[str, Stored]:
     """Dtypes and shapes, without reading what is not read yet."""
     if isinstance(tensors, LazyTensors):
