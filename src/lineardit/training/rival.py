@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from lineardit.config.runs import LoopConfig
 from lineardit.errors import NotFiniteError
+from lineardit.nn.finite import check_parameters
 from lineardit.training import optimizer_state
 from lineardit.training.checkpoint import Loaded
-from lineardit.training.finite import check_parameters
 from lineardit.training.optimizer import build_optimizers, learning_rate_at
 
 
