@@ -127,7 +127,7 @@ def test_a_model_section_states_its_differences_from_a_preset() -> None:
             "model.encoder.2.width=3",
             "unknown key model.encoder.2: model.encoder is a list. Use a number from 0 to 1.",
         ),
-        ("loss.qqqq=1", "unknown key loss.qqqq. Known there: l1, mse, perceptual, lpips."),
+        ("loss.qqqq=1", "unknown key loss.qqqq. Known there: l1, mse, perceptual, lpips, adversarial."),
         ("train.steps.more=1", "unknown key train.steps.more: train.steps is a single value, 1000."),
         ("train.steps", "'train.steps' is no override. Write key=value, as in train.steps=100."),
         ("=3", "'=3' is no override. Write key=value, as in train.steps=100."),

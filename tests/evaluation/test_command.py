@@ -83,6 +83,29 @@ def test_an_autoencoder_alone_is_measured(
         assert sheet.size == (3 * 130 - 2, 2 * 130 - 2)
 
 
+def test_an_autoencoder_is_measured_on_pictures_and_each_number_says_what_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = AutoencoderConfig(latent_channels=2, encoder=STAGES, decoder=STAGES)
+    save_autoencoder(tmp_path / "model", Autoencoder(config))
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(3):
+        Image.effect_mandelbrot((40, 30), (-2, -1, 1, 1), 10 + number).save(pictures / f"{number}.png")
+    arguments = ["--model", str(tmp_path / "model"), "--pictures", str(pictures), "--size", "24"]
+    assert main(["evaluate", "reconstruction", *arguments, "-o", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    facts = json.loads((tmp_path / "out" / "reconstruction.json").read_text("utf-8"))
+    assert facts["count"] == 3 and facts["size"] == 24 and facts["pictures"] == str(pictures)
+    assert facts["filter_distance"] > 0 and facts["frechet_filters"] > 0
+    # Without the published weights no number is called LPIPS or FID.
+    assert "lpips" not in facts and "rfid" not in facts and "no FID" in " ".join(printed.split())
+    with Image.open(tmp_path / "out" / "reconstruction.png") as sheet:
+        assert sheet.size == (3 * 26 - 2, 2 * 26 - 2)
+    assert main(["evaluate", "latents", *arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["count"] == 3
+
+
 def test_latents_are_measured_and_an_autoencoder_scaled_by_them_is_written(
     font: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -113,6 +136,10 @@ def test_latents_are_measured_and_an_autoencoder_scaled_by_them_is_written(
         (["reconstruction", "--model", "nowhere"], "nowhere"),
         (["scenes", "-o", "/proc/measured"], "/proc/measured cannot be written"),
         (["scores"], "'scores' is not one of"),
+        (["scenes", "--pictures", "there"], "--pictures goes with reconstruction, not with scenes."),
+        (["reconstruction", "--pictures", "/nowhere"], "/nowhere is no folder."),
+        (["reconstruction", "--inception", "/nowhere.pth"], "/nowhere.pth"),
+        (["reconstruction", "--lpips", "/nowhere.safetensors"], "/nowhere.safetensors"),
         (["scenes", "--save", "there"], "--save goes with latents, not with scenes."),
     ],
 )

@@ -1,6 +1,7 @@
 """PSNR and SSIM against their closed forms and against torchmetrics."""
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from lineardit.config.scenes import SceneConfig
 from lineardit.data.emoji_atlas import Atlas
 from lineardit.data.emoji_scenes import EmojiScenes
 from lineardit.errors import InputError, ShapeError
+from lineardit.evaluation.frechet import Moments, frechet_distance
 from lineardit.evaluation.reconstruction import psnr, score_reconstruction, ssim
 
 STAGES = (StageConfig(width=8, depth=0), StageConfig(width=8, depth=1))
@@ -114,10 +116,15 @@ def scenes() -> EmojiScenes:
     return EmojiScenes(config, seed=3, atlas=Atlas(names, glyphs))
 
 
+def batches(scenes: EmojiScenes, count: int, batch_size: int) -> Iterator[Tensor]:
+    for start in range(0, count, batch_size):
+        yield scenes.draw([scenes.scene(index) for index in range(start, min(count, start + batch_size))])
+
+
 def test_the_score_of_an_autoencoder_is_the_mean_over_its_pictures(scenes: EmojiScenes) -> None:
     truth = scenes.draw([scenes.scene(index) for index in range(10)])
     images = (truth + 0.1).clamp(-1, 1)
-    score = score_reconstruction(Brighter(0.1), scenes, 10, batch_size=4)
+    score = score_reconstruction(Brighter(0.1), batches(scenes, 10, 4))
     assert score.count == 10
     assert score.psnr == pytest.approx(float(psnr(images, truth).mean()))
     assert score.psnr_least == pytest.approx(float(psnr(images, truth).min()))
@@ -127,11 +134,28 @@ def test_the_score_of_an_autoencoder_is_the_mean_over_its_pictures(scenes: Emoji
 
 
 def test_reconstructions_are_clamped_as_pictures_are(scenes: EmojiScenes) -> None:
-    score = score_reconstruction(Brighter(100.0), scenes, 4)
+    score = score_reconstruction(Brighter(100.0), batches(scenes, 4, 4))
     truth = scenes.draw([scenes.scene(index) for index in range(4)])
     assert score.l1 == pytest.approx(float((1 - truth).mean()))
 
 
-def test_no_scene_at_all_is_refused(scenes: EmojiScenes) -> None:
-    with pytest.raises(InputError, match="count=0"):
-        score_reconstruction(Brighter(0.0), scenes, 0)
+def test_distances_and_features_see_all_pictures_and_their_reconstructions(scenes: EmojiScenes) -> None:
+    truth = scenes.draw([scenes.scene(index) for index in range(9)])
+    images = (truth + 0.1).clamp(-1, 1)
+    score = score_reconstruction(
+        Brighter(0.1),
+        batches(scenes, 9, 4),
+        distances={"worst": lambda a, b: (a - b).abs().amax((1, 2, 3))},
+        features={"colours": lambda pictures: pictures.mean((2, 3))},
+    )
+    assert score.distances == {"worst": pytest.approx(float((images - truth).abs().amax((1, 2, 3)).mean()))}
+    sides = [Moments(3), Moments(3)]
+    for side, pictures_ in zip(sides, (truth, images), strict=True):
+        side.add(pictures_.mean((2, 3)))
+    assert score.frechet == {"colours": pytest.approx(frechet_distance(*sides), abs=1e-9)}
+    assert score.as_json()["colours"] > 0 and score.as_json()["worst"] == pytest.approx(0.1, abs=1e-5)
+
+
+def test_no_picture_at_all_is_refused() -> None:
+    with pytest.raises(InputError, match="measure at least one"):
+        score_reconstruction(Brighter(0.0), [])

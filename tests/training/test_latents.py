@@ -12,6 +12,7 @@ from lineardit.data.emoji_atlas import Atlas
 from lineardit.data.emoji_scenes import EmojiScenes
 from lineardit.interop.native import load_autoencoder, save_autoencoder
 from lineardit.training.latents import latent_statistics, with_statistics
+from lineardit.training.picture_source import scene_batches
 
 STAGES = [{"width": 8, "depth": 0}, {"width": 8, "depth": 1}, {"width": 16, "depth": 1}]
 
@@ -33,7 +34,7 @@ def model() -> Autoencoder:
 
 
 def test_latent_statistics_are_those_of_all_latents(scenes: EmojiScenes, model: Autoencoder) -> None:
-    mean, deviation = latent_statistics(model, scenes, 11, batch_size=4)
+    mean, deviation = latent_statistics(model, scene_batches(scenes, 11, batch_size=4))
     with torch.no_grad():
         latents = model.encoder(scenes.draw([scenes.scene(index) for index in range(11)])).double()
     torch.testing.assert_close(mean, latents.mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
@@ -41,7 +42,7 @@ def test_latent_statistics_are_those_of_all_latents(scenes: EmojiScenes, model: 
 
 
 def test_measured_latents_are_normal_and_decode_to_the_same(scenes: EmojiScenes, model: Autoencoder) -> None:
-    scaled = with_statistics(model, *latent_statistics(model, scenes, 12))
+    scaled = with_statistics(model, *latent_statistics(model, scene_batches(scenes, 12)))
     images = scenes.draw([scenes.scene(index) for index in range(12)])
     with torch.no_grad():
         latents = scaled.encode(images)
@@ -57,6 +58,6 @@ def test_measured_latents_are_normal_and_decode_to_the_same(scenes: EmojiScenes,
 def test_the_measured_configuration_reads_back(
     scenes: EmojiScenes, model: Autoencoder, tmp_path: Path
 ) -> None:
-    scaled = with_statistics(model, *latent_statistics(model, scenes, 4))
+    scaled = with_statistics(model, *latent_statistics(model, scene_batches(scenes, 4)))
     loaded = load_autoencoder(save_autoencoder(tmp_path / "model", scaled))
     assert torch.equal(loaded.shift, scaled.shift) and torch.equal(loaded.scale, scaled.scale)

@@ -14,6 +14,7 @@ from lineardit.training.perceptual import (
     FilterDistance,
     Lpips,
     feature_distance,
+    filter_statistics,
     perceptual_distance,
     published_names,
 )
@@ -123,3 +124,15 @@ def test_the_offline_distance_can_be_followed_downhill_where_a_picture_is_plain(
     plain = torch.zeros(1, 3, 16, 16, requires_grad=True)
     (gradient,) = torch.autograd.grad(perceptual_distance()(plain, truth).sum(), plain)
     assert gradient.isfinite().all() and gradient.abs().max() > 0
+
+
+def test_filter_statistics_tell_blurred_pictures_from_sharp_ones_and_not_where_things_are() -> None:
+    sharp = pictures(4, 3, 32, 32)[0]
+    blurred = nn.functional.avg_pool2d(sharp, 3, stride=1, padding=1)
+    whole, soft = filter_statistics(sharp), filter_statistics(blurred)
+    # 4 scales, 5 filters and the colour itself for 3 axes of colour, mean and deviation of each.
+    assert whole.shape == (4, 4 * 18 * 2)
+    finest = whole[:, :15] / soft[:, :15]
+    assert (finest > 1.5).all()
+    mirrored = filter_statistics(sharp.flip(-1).flip(-2))
+    torch.testing.assert_close(mirrored, whole, rtol=1e-3, atol=1e-4)

@@ -5,16 +5,15 @@ import torch
 
 from lineardit.autoencoder.model import Autoencoder
 from lineardit.config.models import AutoencoderConfig
-from lineardit.config.runs import AutoencoderRun, LoopConfig, ReconstructionConfig
+from lineardit.config.reconstruction import ReconstructionConfig
+from lineardit.config.runs import AutoencoderRun, LoopConfig
 from lineardit.config.scenes import SceneConfig
 from lineardit.data.emoji_atlas import Atlas
 from lineardit.data.emoji_scenes import EmojiScenes
 from lineardit.training.loop import step_generator
 from lineardit.training.perceptual import FilterDistance
-from lineardit.training.reconstruction import (
-    ReconstructionTask,
-    crop_around_objects,
-)
+from lineardit.training.picture_source import ScenePictures, crop_around_objects
+from lineardit.training.reconstruction import ReconstructionTask
 
 STAGES = [{"width": 8, "depth": 0}, {"width": 8, "depth": 1}, {"width": 16, "depth": 1}]
 MODEL = AutoencoderConfig(latent_channels=4, encoder=STAGES, decoder=STAGES)
@@ -43,7 +42,10 @@ def model() -> Autoencoder:
 
 def test_a_batch_is_a_function_of_the_step(scenes: EmojiScenes, model: Autoencoder) -> None:
     run = RUN.model_copy(update={"crop": 16})
-    task, again = ReconstructionTask(run, scenes, model), ReconstructionTask(run, scenes, model)
+    task, again = (
+        ReconstructionTask(run, ScenePictures(run, scenes, 4), model),
+        ReconstructionTask(run, ScenePictures(run, scenes, 4), model),
+    )
     first, second = task.batch(4), task.batch(5)
     assert first.shape == (5, 3, 16, 16) and not torch.equal(first, second)
     torch.manual_seed(99)
@@ -51,13 +53,13 @@ def test_a_batch_is_a_function_of_the_step(scenes: EmojiScenes, model: Autoencod
 
 
 def test_steps_go_through_the_scenes_one_after_the_other(scenes: EmojiScenes, model: Autoencoder) -> None:
-    task = ReconstructionTask(RUN, scenes, model)
+    task = ReconstructionTask(RUN, ScenePictures(RUN, scenes, 4), model)
     drawn = scenes.draw([scenes.scene(index) for index in range(10, 15)])
     assert torch.equal(task.batch(2), drawn)
 
 
 def test_the_loss_is_the_weighted_sum_of_its_definition(scenes: EmojiScenes, model: Autoencoder) -> None:
-    task = ReconstructionTask(RUN, scenes, model)
+    task = ReconstructionTask(RUN, ScenePictures(RUN, scenes, 4), model)
     losses, images = task.losses(1), task.batch(1)
     error = (model(images) - images).double()
     l1, mse = error.abs().mean(), (error**2).mean()
@@ -70,8 +72,8 @@ def test_the_perceptual_distance_joins_the_loss_with_its_weight(
     scenes: EmojiScenes, model: Autoencoder
 ) -> None:
     run = RUN.model_copy(update={"loss": ReconstructionConfig(l1=0.0, mse=3.0, perceptual=0.5)})
-    losses = ReconstructionTask(run, scenes, model).losses(1)
-    without = ReconstructionTask(RUN, scenes, model)
+    losses = ReconstructionTask(run, ScenePictures(run, scenes, 4), model).losses(1)
+    without = ReconstructionTask(RUN, ScenePictures(RUN, scenes, 4), model)
     images = without.batch(1)
     distance = FilterDistance()(model(images), images).mean()
     torch.testing.assert_close(losses["perceptual"], distance)
@@ -82,7 +84,7 @@ def test_the_perceptual_distance_joins_the_loss_with_its_weight(
 def test_samples_are_unseen_scenes_above_their_reconstructions(
     scenes: EmojiScenes, model: Autoencoder
 ) -> None:
-    shown = ReconstructionTask(RUN, scenes, model).sample(model, 0)
+    shown = ReconstructionTask(RUN, ScenePictures(RUN, scenes, 4), model).sample(model, 0)
     unseen = EmojiScenes(RUN.scenes, RUN.train.seed, split="held_out", atlas=scenes.atlas)
     images = unseen.draw([unseen.scene(index) for index in range(8)])
     assert torch.equal(shown[:8], images)

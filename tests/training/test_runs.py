@@ -10,7 +10,7 @@ from lineardit.config.runs import AutoencoderRun, Run
 from lineardit.data.emoji_atlas import Atlas
 from lineardit.errors import InputError
 from lineardit.interop.native import describe_model, load_autoencoder
-from lineardit.training import runs
+from lineardit.training import autoencoder
 from lineardit.training.checkpoint import load_newest
 from lineardit.training.runs import pick_device, start
 
@@ -44,7 +44,7 @@ def few_scenes(monkeypatch: pytest.MonkeyPatch) -> None:
         return Atlas(names, glyphs.to(torch.uint8))
 
     monkeypatch.setattr(Atlas, "from_font", from_font)
-    monkeypatch.setattr(runs, "MEASURED_SCENES", 8)
+    monkeypatch.setattr(autoencoder, "MEASURED_PICTURES", 8)
 
 
 def recipe(*overrides: str) -> Run:

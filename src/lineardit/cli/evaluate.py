@@ -13,6 +13,7 @@ from lineardit.errors import InputError, OutputError
 if TYPE_CHECKING:
     from PIL.Image import Image
     from rich.table import Table
+    from torch import Tensor
 
     from lineardit.autoencoder.model import Autoencoder
     from lineardit.data.emoji_scenes import EmojiScenes
@@ -22,6 +23,13 @@ SHOWN = 36
 """Answers on a contact sheet."""
 SHEET_COLUMNS = 8
 """Pictures above their reconstructions."""
+DISTANCES = {
+    "lpips": "LPIPS over VGG-16",
+    "filter_distance": "LPIPS' formula over fixed filters; with --lpips FILE it is LPIPS",
+    "rfid": "FID between pictures and reconstructions",
+    "frechet_filters": "Frechet distance over fixed filters, no FID; with --inception FILE it is rFID",
+}
+"""What the numbers are, so that none is taken for another."""
 
 
 class Place(NamedTuple):
@@ -40,6 +48,16 @@ class Sampling(NamedTuple):
     sampler: str | None
 
 
+class MeasuredOn(NamedTuple):
+    """The pictures that an autoencoder is measured on."""
+
+    batches: "Callable[[], Iterator[Tensor]]"
+    facts: dict[str, Any]
+    """What is printed of them."""
+    description: dict[str, Any]
+    """What decides every one of them."""
+
+
 class Measured(NamedTuple):
     """What is printed and written."""
 
@@ -52,8 +70,8 @@ def evaluate(
     what: Annotated[
         Literal["scenes", "reconstruction", "latents"],
         typer.Argument(
-            help="scenes: is in the pictures what was asked for. reconstruction: PSNR and SSIM of the "
-            "autoencoder. latents: mean and deviation of each channel."
+            help="scenes: is in the pictures what was asked for. reconstruction: PSNR, SSIM, perceptual and "
+            "Frechet distances of the autoencoder. latents: mean and deviation of each channel."
         ),
     ],
     model: Annotated[
@@ -87,6 +105,23 @@ def evaluate(
     detector: Annotated[
         Path | None, typer.Option(help="Folder of the detector; the one that ships unless given.")
     ] = None,
+    pictures: Annotated[
+        Path | None,
+        typer.Option(help="reconstruction, latents: a folder of pictures to measure on, instead of scenes."),
+    ] = None,
+    size: Annotated[
+        int, typer.Option(help="With --pictures: pixels that the shorter side is scaled down to.")
+    ] = 256,
+    lpips: Annotated[
+        Path | None,
+        typer.Option(help="reconstruction: the published LPIPS weights over VGG-16, as safetensors."),
+    ] = None,
+    inception: Annotated[
+        Path | None,
+        typer.Option(
+            help="reconstruction: pt_inception-2015-12-05-6726825d.pth; without it there is no FID."
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder for the numbers and a contact sheet.")
     ] = None,
@@ -103,6 +138,9 @@ def evaluate(
         raise InputError(f"batch_size={batch_size}: generate at least one picture at once.")
     if save is not None and what != "latents":
         raise InputError(f"--save goes with latents, not with {what}. Use -o for the numbers.")
+    if what == "scenes" and (pictures or lpips or inception):
+        given = "--pictures" if pictures else "--lpips" if lpips else "--inception"
+        raise InputError(f"{given} goes with reconstruction, not with scenes.")
     if output is not None:
         _check_writable(output)
     from lineardit.config.scenes import SceneConfig
@@ -114,10 +152,12 @@ def evaluate(
     if what == "scenes":
         sampling = Sampling(num_inference_steps, guidance_scale, sampler)
         measured = _scenes(place, detector, scenes, count, batch_size, sampling)
-    elif what == "reconstruction":
-        measured = _reconstruction(place, scenes, count, batch_size)
     else:
-        measured = _latents(place, scenes, count, batch_size, save)
+        measured_on = _measured_on(scenes, pictures, size, count, batch_size)
+        if what == "reconstruction":
+            measured = _reconstruction(place, measured_on, lpips, inception)
+        else:
+            measured = _latents(place, measured_on, save)
     text = json.dumps({"what": what, "model": model or "bundled", **measured.facts}, indent=1)
     if output is not None:
         _write(output, what, text, measured.sheet)
@@ -163,33 +203,73 @@ def _scenes(
     return Measured(facts, score.table(), answer_sheet(answered[:SHOWN]))
 
 
-def _reconstruction(place: Place, scenes: "EmojiScenes", count: int, batch_size: int) -> Measured:
+def _measured_on(
+    scenes: "EmojiScenes", pictures: Path | None, size: int, count: int, batch_size: int
+) -> MeasuredOn:
+    from functools import partial
+
+    from lineardit.training.picture_source import folder_batches, scene_batches
+
+    if pictures is None:
+        facts: dict[str, Any] = {"split": scenes.split, "seed": scenes.seed}
+        return MeasuredOn(
+            partial(scene_batches, scenes, count, batch_size=batch_size), facts, scenes.description()
+        )
+    from lineardit.config.reconstruction import PicturesConfig
+    from lineardit.data.picture_folder import PictureFolder
+
+    folder = PictureFolder(PicturesConfig(folder=pictures, size=size), "all")
+    facts = {"pictures": str(pictures), "size": size}
+    return MeasuredOn(
+        partial(folder_batches, folder, count, batch_size=batch_size),
+        facts,
+        {**facts, "pictures": len(folder)},
+    )
+
+
+def _reconstruction(
+    place: Place, measured_on: MeasuredOn, lpips: Path | None, inception: Path | None
+) -> Measured:
     import torch
 
     from lineardit.data.pictures import contact_sheet
+    from lineardit.evaluation.inception import Inception
     from lineardit.evaluation.reconstruction import score_reconstruction
+    from lineardit.training.perceptual import filter_statistics, perceptual_distance
 
     autoencoder = _autoencoder(place)
-    score = score_reconstruction(autoencoder, scenes, count, batch_size=batch_size)
-    shown = min(count, SHEET_COLUMNS)
-    truth = scenes.draw([scenes.scene(index) for index in range(shown)])
+    score = score_reconstruction(
+        autoencoder,
+        measured_on.batches(),
+        distances={"lpips" if lpips else "filter_distance": perceptual_distance(lpips)},
+        features={"rfid": Inception.from_file(inception)}
+        if inception
+        else {"frechet_filters": filter_statistics},
+    )
+    truth = next(measured_on.batches())[:SHEET_COLUMNS]
     first = next(autoencoder.parameters())
     with torch.no_grad():
         images = autoencoder.decode(autoencoder.encode(truth.to(first.device, first.dtype)))
-    sheet = contact_sheet(torch.cat([truth, images.float().cpu()]), columns=shown)
-    return Measured({**score.as_json(), "split": scenes.split, "seed": scenes.seed}, score.table(), sheet)
+    sheet = contact_sheet(torch.cat([truth, images.float().cpu()]), columns=len(truth))
+    return Measured({**score.as_json(), **measured_on.facts}, score.table(DISTANCES), sheet)
 
 
-def _latents(place: Place, scenes: "EmojiScenes", count: int, batch_size: int, save: Path | None) -> Measured:
+def _latents(place: Place, measured_on: MeasuredOn, save: Path | None) -> Measured:
     from rich.table import Table
 
     from lineardit.interop.native import save_autoencoder
     from lineardit.training.latents import latent_statistics, with_statistics
-    from lineardit.training.picture_source import scene_batches
 
     autoencoder = _autoencoder(place)
-    batches = scene_batches(scenes, count, batch_size=batch_size)
-    mean, deviation = latent_statistics(autoencoder, batches)
+    count = 0
+
+    def counted() -> "Iterator[Tensor]":
+        nonlocal count
+        for batch in measured_on.batches():
+            count += len(batch)
+            yield batch
+
+    mean, deviation = latent_statistics(autoencoder, counted())
     shift, scale = autoencoder.shift.flatten().double().cpu(), autoencoder.scale.flatten().double().cpu()
     columns = {
         "mean": mean,
@@ -198,13 +278,13 @@ def _latents(place: Place, scenes: "EmojiScenes", count: int, batch_size: int, s
         "scaled deviation": deviation * scale,
     }
     rows = {name: values.tolist() for name, values in columns.items()}
-    table = Table("channel", *rows, title=f"Latents of {count} scenes of the split {scenes.split}")
+    table = Table("channel", *rows, title=f"Latents of {count} pictures")
     for channel, values in enumerate(zip(*rows.values(), strict=True)):
         table.add_row(str(channel), *(f"{value:.3f}" for value in values))
     if save is not None:
-        about = {"latents_measured_on": {**scenes.description(), "count": count}}
+        about = {"latents_measured_on": {**measured_on.description, "count": count}}
         save_autoencoder(save, with_statistics(autoencoder, mean, deviation), about=about)
-    return Measured({"count": count, "split": scenes.split, "seed": scenes.seed, **rows}, table)
+    return Measured({"count": count, **measured_on.facts, **rows}, table)
 
 
 def _pipeline(place: Place) -> "Pipeline":

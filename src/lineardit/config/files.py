@@ -171,7 +171,7 @@ def _unknown(key: tuple[str, ...], config: type[Config], paths: list[str]) -> st
     if beside:
         remedy = f"; did you mean {'.'.join((*section, beside[0]))}?"
     elif anywhere:
-        remedy = f"; did you mean {anywhere[0]}?"
+        remedy = f"; did you mean {min(anywhere, key=lambda path: path.count('.'))}?"
     else:
         remedy = f". Known there: {', '.join(config.model_fields)}."
     return f"unknown key {'.'.join(key)}{remedy}"

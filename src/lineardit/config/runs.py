@@ -6,6 +6,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from lineardit.config.models import AutoencoderConfig, Config, SceneTextConfig, TransformerConfig
+from lineardit.config.reconstruction import Learns, PicturesConfig, ReconstructionConfig
 from lineardit.config.scenes import SceneConfig
 
 
@@ -87,25 +88,6 @@ class LoopConfig(OptimizerConfig):
     """How long a process waits for the others before it ends the job."""
 
 
-class ReconstructionConfig(Config):
-    """What counts as a good reconstruction: weights of a sum of losses, pixels in [-1, 1]."""
-
-    l1: float = Field(1.0, ge=0)
-    """Of the mean absolute error."""
-    mse: float = Field(0.0, ge=0)
-    """Of the mean squared error."""
-    perceptual: float = Field(0.0, ge=0)
-    """Of the distance between features (the LPIPS formula); 0 computes none."""
-    lpips: Path | None = None
-    """File of the published LPIPS weights over VGG-16, as safetensors; fixed filters take their place."""
-
-    @model_validator(mode="after")
-    def something_is_learned(self) -> Self:
-        if not self.l1 + self.mse + self.perceptual:
-            raise ValueError("l1, mse and perceptual are all 0: nothing would be learned. Use l1=1.0.")
-        return self
-
-
 class TimeConfig(Config):
     """Where between image (0) and noise (1) training looks: times of a distribution, then shifted."""
 
@@ -144,26 +126,46 @@ class SampleConfig(Config):
 
 
 class AutoencoderRun(Config):
-    """Train an autoencoder on drawn scenes."""
+    """Train an autoencoder on drawn scenes, or on the pictures of a folder."""
 
     kind: Literal["autoencoder"] = "autoencoder"
     """Tells recipes apart."""
-    model: AutoencoderConfig
+    model: AutoencoderConfig | None = None
+    """Its shape; that of the autoencoder in `start` unless given."""
+    start: Path | None = None
+    """Folder, file or hub id of an autoencoder whose weights this run starts from."""
+    learns: Learns = "all"
+    """all: everything. middle: the encoder's last stage and head and the decoder's first stage, to get used
+    to more pixels. decoder: all of it; latents stay what they are, and so do transformers that draw them.
+    decoder_head: the decoder's last stage and head, to be sharpened by the second player."""
     scenes: SceneConfig = SceneConfig()
+    pictures: PicturesConfig | None = None
+    """Train on these instead of scenes."""
     loss: ReconstructionConfig = ReconstructionConfig()
     crop: int | None = Field(None, gt=0)
-    """Train on windows of this many pixels around an object, at multiples of the stride; or whole scenes."""
-    start: Path | None = None
-    """Folder of an autoencoder whose weights this run starts from."""
+    """Train on windows of this many pixels at multiples of the stride: around an object of a scene, anywhere
+    in a picture. Without it on whole scenes, and on the largest square of a picture."""
     train: LoopConfig
 
     @model_validator(mode="after")
-    def crop_fits(self) -> Self:
-        if self.crop is not None and (self.crop % self.model.stride or self.crop > self.scenes.size):
+    def there_is_a_model(self) -> Self:
+        if self.model is None and self.start is None:
+            raise ValueError("neither model nor start is given: describe a new autoencoder or name one.")
+        if self.learns != "all" and self.start is None:
             raise ValueError(
-                f"crop={self.crop} is no multiple of the stride {self.model.stride} or above the scenes' "
-                f"size={self.scenes.size}. Use {self.scenes.size // 2}."
+                f'learns="{self.learns}" leaves most weights as they are, and without start they are random. '
+                'Name an autoencoder with start, or use learns="all".'
             )
+        return self
+
+    @model_validator(mode="after")
+    def crop_fits(self) -> Self:
+        if self.crop is None:
+            return self
+        what, size = ("pictures", self.pictures.size) if self.pictures else ("scenes", self.scenes.size)
+        if self.crop > size or (self.model is not None and self.crop % self.model.stride):
+            of = f"no multiple of the stride {self.model.stride} or " if self.model else ""
+            raise ValueError(f"crop={self.crop} is {of}above the {what}' size={size}. Use {size // 2}.")
         return self
 
 

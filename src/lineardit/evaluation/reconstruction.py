@@ -1,6 +1,7 @@
-"""How much of a picture an autoencoder keeps: PSNR and SSIM over scenes that it was not trained on."""
+"""How much of pictures an autoencoder keeps: PSNR, SSIM, perceptual and Frechet distances."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,8 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from lineardit.autoencoder.model import Autoencoder
-from lineardit.data.emoji_scenes import EmojiScenes
 from lineardit.errors import InputError, ShapeError
+from lineardit.evaluation.frechet import Moments, frechet_distance
 
 PEAK = 2.0
 """Range of pixels in [-1, 1]."""
@@ -35,6 +36,10 @@ class ReconstructionScore:
     """1 for equal pictures."""
     l1: float
     """Mean absolute error, pixels in [-1, 1]."""
+    distances: Mapping[str, float] = field(default_factory=dict)
+    """Perceptual distances by name, means over pictures; 0 for equal ones."""
+    frechet: Mapping[str, float] = field(default_factory=dict)
+    """Frechet distances between all pictures and all reconstructions, by the name of their features."""
 
     def as_json(self) -> dict[str, Any]:
         """The numbers by name."""
@@ -44,16 +49,20 @@ class ReconstructionScore:
             "psnr_least_db": round(self.psnr_least, 3),
             "ssim": round(self.ssim, 5),
             "l1": round(self.l1, 5),
+            **{name: round(value, 5) for name, value in self.distances.items()},
+            **{name: round(value, 5) for name, value in self.frechet.items()},
         }
 
-    def table(self) -> Table:
-        """The same for a terminal."""
+    def table(self, notes: Mapping[str, str] | None = None) -> Table:
+        """The same for a terminal; `notes` say what a distance is."""
         table = Table(
-            title=f"{self.count} scenes, encoded and decoded", title_justify="left", show_header=False
+            title=f"{self.count} pictures, encoded and decoded", title_justify="left", show_header=False
         )
         table.add_row("PSNR", f"{self.psnr:.2f} dB", f"worst picture {self.psnr_least:.2f} dB")
         table.add_row("SSIM", f"{self.ssim:.4f}", "1 for equal pictures")
         table.add_row("L1", f"{self.l1:.4f}", "pixels in [-1, 1]")
+        for name, value in {**self.distances, **self.frechet}.items():
+            table.add_row(name, f"{value:.4f}", (notes or {}).get(name, ""))
         return table
 
 
@@ -91,35 +100,47 @@ def ssim(images: Float[Tensor, "b 3 H W"], truth: Float[Tensor, "b 3 H W"]) -> F
 @torch.no_grad()
 def score_reconstruction(
     autoencoder: Autoencoder,
-    scenes: EmojiScenes,
-    count: int,
+    batches: Iterable[Float[Tensor, "_b 3 _h _w"]],
     *,
-    batch_size: int = 16,
-    size: int | None = None,
+    distances: Mapping[str, Callable[[Tensor, Tensor], Tensor]] | None = None,
+    features: Mapping[str, Callable[[Tensor], Tensor]] | None = None,
 ) -> ReconstructionScore:
-    """PSNR, SSIM and L1 of `count` scenes after encoding and decoding, clamped to [-1, 1] as pictures are.
+    """PSNR, SSIM and L1 of pictures after encoding and decoding, clamped to [-1, 1] as pictures are.
 
-    Raises: InputError for a count below 1.
+    `distances` give one number per pair of pictures (b 3 H W), `features` (b f) those between which a Frechet
+    distance is computed, both by name.
+
+    Raises: InputError where there are no pictures, or fewer than two for a Frechet distance.
     """
-    if count < 1:
-        raise InputError(f"count={count}: measure at least one scene.")
     first = next(autoencoder.parameters())
-    ratios, likenesses, errors = [], [], []
-    for start in range(0, count, batch_size):
-        indices = range(start, min(count, start + batch_size))
-        truth = scenes.draw([scenes.scene(index) for index in indices], size=size)
+    parts: dict[str, list[Tensor]] = {name: [] for name in ("psnr", "ssim", "l1", *(distances or {}))}
+    moments: dict[str, tuple[Moments, Moments]] = {}
+    count = 0
+    for truth in batches:
         latents = autoencoder.encode(truth.to(first.device, first.dtype))
         images = autoencoder.decode(latents).float().cpu().clamp(-1, 1)
-        ratios.append(psnr(images, truth))
-        likenesses.append(ssim(images, truth))
-        errors.append((images - truth).abs().mean((1, 2, 3)))
-    ratio = torch.cat(ratios)
+        count += len(truth)
+        parts["psnr"].append(psnr(images, truth))
+        parts["ssim"].append(ssim(images, truth))
+        parts["l1"].append((images - truth).abs().mean((1, 2, 3)))
+        for name, distance in (distances or {}).items():
+            parts[name].append(distance(images, truth))
+        for name, describe in (features or {}).items():
+            for side, pictures in enumerate((truth, images)):
+                described = describe(pictures)
+                pair = moments.setdefault(name, (Moments(described.shape[1]), Moments(described.shape[1])))
+                pair[side].add(described)
+    if not count:
+        raise InputError("there are no pictures to encode and decode: measure at least one.")
+    numbers = {name: torch.cat(values) for name, values in parts.items()}
     return ReconstructionScore(
         count=count,
-        psnr=float(ratio.mean()),
-        psnr_least=float(ratio.min()),
-        ssim=float(torch.cat(likenesses).mean()),
-        l1=float(torch.cat(errors).mean()),
+        psnr=float(numbers["psnr"].mean()),
+        psnr_least=float(numbers["psnr"].min()),
+        ssim=float(numbers["ssim"].mean()),
+        l1=float(numbers["l1"].mean()),
+        distances={name: float(numbers[name].mean()) for name in distances or {}},
+        frechet={name: frechet_distance(*pair) for name, pair in moments.items()},
     )
 
 

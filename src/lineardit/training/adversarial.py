@@ -1,10 +1,17 @@
 """PatchGAN: a small network says of every patch whether it is real, and the autoencoder tries to fool it."""
 
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional
+
+from lineardit.config.reconstruction import AdversarialConfig
+from lineardit.config.runs import LoopConfig
+from lineardit.training.loop import step_generator
 
 SLOPE = 0.2
 
@@ -46,7 +53,42 @@ def discriminator_loss(
 
 
 def fooling_loss(
-    discriminator: PatchDiscriminator, reconstructions: Float[Tensor, "b 3 H W"]
+    discriminator: Callable[[Tensor], Tensor], reconstructions: Float[Tensor, "b 3 H W"]
 ) -> Float[Tensor, ""]:
     """Cross-entropy of the discriminator's taking reconstructions for real: what the autoencoder lowers."""
     return functional.softplus(-discriminator(reconstructions)).mean()
+
+
+class Judge:
+    """The discriminator as the second player of a run (`training.rival`)."""
+
+    def __init__(self, config: AdversarialConfig, loop: LoopConfig, device: torch.device) -> None:
+        self.loop = loop.model_copy(
+            update={
+                "optimizer": "adamw",
+                "learning_rate": config.learning_rate,
+                "betas": config.betas,
+                "weight_decay": 0.0,
+            }
+        )
+        seed = torch.randint(2**31, (), generator=step_generator(loop.seed, 0, "discriminator"))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(seed))
+            self.discriminator = PatchDiscriminator(config.width, config.depth).to(device)
+        self.model: nn.Module = self.discriminator
+        self._seen: tuple[Tensor, Tensor] | None = None
+
+    def sees(self, images: Float[Tensor, "b 3 H W"], reconstructions: Float[Tensor, "b 3 H W"]) -> None:
+        """What the next step is about."""
+        self._seen = images, reconstructions.detach()
+
+    def frozen(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 1 h w"]:
+        """Its logits, through which gradients reach the pictures and not its weights."""
+        weights = {name: each.detach() for name, each in self.discriminator.named_parameters()}
+        logits: Tensor = functional_call(self.discriminator, weights, (images,))
+        return logits
+
+    def losses(self, step: int) -> Mapping[str, Tensor]:
+        """How badly it tells what it saw in this step from pictures: log 2 where it cannot."""
+        assert self._seen is not None, "the second player steps after the first"
+        return {"loss": discriminator_loss(self.discriminator, *self._seen)}

@@ -1,23 +1,23 @@
 """The scale of an autoencoder's latents: measured on pictures, then part of its configuration."""
 
+from collections.abc import Iterable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from lineardit.autoencoder.model import Autoencoder
-from lineardit.data.emoji_scenes import EmojiScenes
 
 
 @torch.no_grad()
 def latent_statistics(
-    model: Autoencoder, scenes: EmojiScenes, count: int, *, batch_size: int = 64
+    model: Autoencoder, batches: Iterable[Float[Tensor, "_b 3 _h _w"]]
 ) -> tuple[Float[Tensor, " c"], Float[Tensor, " c"]]:
-    """Mean and deviation of each channel of the raw latents of `count` scenes, summed in float64."""
+    """Mean and deviation of each channel of the raw latents of all pictures, summed in float64."""
     total = torch.zeros(2, model.config.latent_channels, dtype=torch.float64)
-    seen = 0
-    for start in range(0, count, batch_size):
-        images = scenes.draw([scenes.scene(i) for i in range(start, min(count, start + batch_size))])
-        latents = model.encoder(images.to(next(model.parameters()).device)).double().cpu()
+    seen, first = 0, next(model.parameters())
+    for images in batches:
+        latents = model.encoder(images.to(first.device, first.dtype)).double().cpu()
         total += torch.stack([latents.sum((0, 2, 3)), latents.square().sum((0, 2, 3))])
         seen += latents.numel() // latents.shape[1]
     mean = total[0] / seen

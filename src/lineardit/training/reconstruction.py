@@ -1,6 +1,5 @@
-"""Training an autoencoder: scenes in, the same scenes out."""
+"""Training an autoencoder: pictures in, the same pictures out, in the three phases of DC-AE."""
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -8,20 +7,30 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lineardit.autoencoder.model import Autoencoder
-from lineardit.config.runs import AutoencoderRun, ReconstructionConfig
-from lineardit.data.emoji_scenes import EmojiScenes, Scene
-from lineardit.training.loop import step_generator
+from lineardit.config.reconstruction import Learns
+from lineardit.config.runs import AutoencoderRun
+from lineardit.training.adversarial import Judge, fooling_loss
 from lineardit.training.perceptual import perceptual_distance
+from lineardit.training.picture_source import PictureSource
 
 SHOWN = 8
+MOST_PULL = 1e4
+"""Largest factor that makes the second player's gradient as long as the others'."""
 
 
 class ReconstructionTask:
-    """loss = l1 mean|x' - x| + mse mean(x' - x)^2 + perceptual LPIPS(x', x) over scenes or windows."""
+    """loss = l1 mean|x' - x| + mse mean(x' - x)^2 + perceptual LPIPS(x', x) + adversarial fooling(x').
 
-    def __init__(self, run: AutoencoderRun, scenes: EmojiScenes, model: Autoencoder) -> None:
-        self.run, self.scenes = run, scenes
+    The discriminator is the second player: what it learns in a step is told it by this task's losses.
+    """
+
+    def __init__(self, run: AutoencoderRun, pictures: PictureSource, model: Autoencoder) -> None:
+        self.run, self.pictures = run, pictures
+        learn_only(model, run.learns)
         self.model: nn.Module = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.rival = (
+            Judge(run.loss.adversarial, run.train, self._device) if run.loss.adversarial.weight else None
+        )
         self._reconstruct = torch.compile(model) if run.train.compile else model
         self._distance = perceptual_distance(run.loss.lpips).to(self._device) if run.loss.perceptual else None
 
@@ -30,7 +39,7 @@ class ReconstructionTask:
         images = self.batch(step)
         reconstructions = self._reconstruct(images).float()
         error = reconstructions - images
-        weights: ReconstructionConfig = self.run.loss
+        weights = self.run.loss
         l1, mse = error.abs().mean(), error.square().mean()
         losses = {
             "loss": weights.l1 * l1 + weights.mse * mse,
@@ -42,55 +51,68 @@ class ReconstructionTask:
             with torch.autocast(images.device.type, enabled=False):
                 losses["perceptual"] = self._distance(reconstructions, images).mean()
             losses["loss"] = losses["loss"] + weights.perceptual * losses["perceptual"]
+        if self.rival is not None:
+            self.rival.sees(images, reconstructions)
+            if step >= weights.adversarial.start:
+                losses |= self._with_adversary(losses["loss"], reconstructions, self.rival)
         return losses
 
     def batch(self, step: int) -> Float[Tensor, "b 3 H W"]:
-        """The pictures of step `step`, drawn on the model's device."""
-        count = self.run.train.batch_size
-        scenes = [self.scenes.scene(index) for index in range(step * count, (step + 1) * count)]
-        images = self.scenes.draw(scenes, device=self._device)
-        if self.run.crop is not None:
-            images = crop_around_objects(
-                images,
-                scenes,
-                self.run.crop,
-                self.run.model.stride,
-                step_generator(self.run.train.seed, step, "crop"),
-            )
-        return images.contiguous(memory_format=torch.channels_last)
+        """The pictures of step `step`, on the model's device."""
+        return self.pictures.batch(step, self._device).contiguous(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def sample(self, model: nn.Module, step: int) -> Float[Tensor, "b 3 H W"]:
-        """Unseen scenes above their reconstructions."""
-        unseen = EmojiScenes(self.run.scenes, self.run.train.seed, split="held_out", atlas=self.scenes.atlas)
-        images = unseen.draw([unseen.scene(index) for index in range(SHOWN)], device=self._device)
+        """Unseen pictures above their reconstructions."""
+        images = self.pictures.unseen(SHOWN, self._device)
         return torch.cat([images, model(images)])
+
+    def _with_adversary(self, loss: Tensor, reconstructions: Tensor, judge: Judge) -> dict[str, Tensor]:
+        adversarial = self.run.loss.adversarial
+        fooling = fooling_loss(judge.frozen, reconstructions)
+        weight = torch.as_tensor(adversarial.weight, device=loss.device)
+        if adversarial.adaptive:
+            weight = weight * adaptive_weight(loss, fooling, reconstructions)
+        return {"loss": loss + weight * fooling, "fooling": fooling, "fooling_weight": weight}
 
     @property
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
 
 
-def crop_around_objects(
-    images: Float[Tensor, "b 3 H W"], scenes: list[Scene], crop: int, stride: int, generator: torch.Generator
-) -> Float[Tensor, "b 3 crop crop"]:
-    """A window of each picture that holds the centre of one of its objects, at a multiple of `stride`.
+def adaptive_weight(
+    loss: Float[Tensor, ""], fooling: Float[Tensor, ""], reconstructions: Float[Tensor, "b 3 H W"]
+) -> Float[Tensor, ""]:
+    """|d loss / d x'| / |d fooling / d x'|, at most 10,000: both then pull equally hard at the pixels x'.
 
-    Windows keep the objects' phase on the latent grid, and leave out most of the plain background.
+    VQGAN (arXiv:2012.09841, equation 7) compares gradients of the decoder's last weights. They are linear in
+    these, and would cost two more passes through the decoder.
     """
-    height, width = images.shape[-2:]
-    draws = torch.rand(len(scenes), 3, generator=generator).tolist()
-    windows = []
-    for image, scene, (which, down, right) in zip(images, scenes, draws, strict=True):
-        chosen = scene.objects[int(which * len(scene.objects))]
-        top = _window_start(chosen.y * height, down, crop, height, stride)
-        left = _window_start(chosen.x * width, right, crop, width, stride)
-        windows.append(image[:, top : top + crop, left : left + crop])
-    return torch.stack(windows)
+    (wanted,) = torch.autograd.grad(loss, reconstructions, retain_graph=True)
+    (given,) = torch.autograd.grad(fooling, reconstructions, retain_graph=True)
+    return (wanted.norm() / given.norm().clamp_min(1e-12)).clamp_max(MOST_PULL).detach()
 
 
-def _window_start(centre: float, draw: float, crop: int, side: int, stride: int) -> int:
-    start = int((centre - crop * (0.25 + 0.5 * draw)) / stride) * stride
-    # A window of fewer than 4 strides could end before the centre.
-    first = (math.floor((centre - crop) / stride) + 1) * stride
-    return min(max(0, first, start), side - crop)
+def learn_only(model: Autoencoder, learns: Learns) -> None:
+    """Let parts of an autoencoder learn, and nothing else (DC-AE, arXiv:2410.10733, section 3.3).
+
+    middle: the encoder's last stage and head, the decoder's stem and first stage, all at the resolution of
+    the latents. decoder_head: the decoder's last stage that has blocks, its last norm and its head. The
+    statistics of batch norms are learned where everything learns, and stay as they are otherwise.
+    """
+    model.train(learns == "all").requires_grad_(learns == "all")
+    for part in learned_parts(model, learns):
+        part.requires_grad_(True)
+
+
+def learned_parts(model: Autoencoder, learns: Learns) -> list[nn.Module]:
+    """The modules whose weights move."""
+    encoder, decoder = model.encoder, model.decoder
+    if learns == "all":
+        return [encoder, decoder]
+    if learns == "decoder":
+        return [decoder]
+    if learns == "middle":
+        return [encoder.stages[-1], encoder.head, decoder.stem, decoder.stages[0]]
+    last = [stage for stage in decoder.stages if list(stage.parameters())][-1]
+    return [last, decoder.norm, decoder.head]
