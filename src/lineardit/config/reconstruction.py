@@ -56,7 +56,7 @@ class PicturesConfig(Config):
 
     folder: Path
     size: int = Field(256, gt=0)
-    """Pixels that the shorter side is scaled down to; smaller pictures are left out. Training sees windows."""
+    """Pixels that the shorter side is scaled down to; smaller pictures are left out."""
     held_out_share: float = Field(0.1, gt=0, lt=1)
     """Share of the pictures, at least one, that is kept from training, to see how it goes."""
     flip: bool = True
