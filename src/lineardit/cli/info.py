@@ -36,8 +36,20 @@ def info(
         bool,
         typer.Option("--verify", help="Read every weight of a model and compare it to what was written."),
     ] = False,
+    train: Annotated[
+        bool,
+        typer.Option("--train", help="Tell what training takes; the target is a preset such as sana-0.6b."),
+    ] = False,
+    batch: Annotated[
+        int | None, typer.Option(help="Pictures per GPU, with --train.", show_default=False)
+    ] = None,
 ) -> None:
     """Tell which device, dtype and kernels would be used here, or describe a picture or a model."""
+    if train:
+        from lineardit.cli.training_memory import print_training_memory
+
+        print_training_memory(target or "sana-0.6b", batch, height, width, dtype)
+        return
     if target is None:
         facts = machine_facts(device, dtype)
     elif _is_picture(Path(target)):

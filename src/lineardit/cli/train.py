@@ -1,9 +1,19 @@
 """`lineardit train`: run a recipe."""
 
+import os
+import sys
+import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
+
+from lineardit.cli.app import INTERRUPTED
+from lineardit.errors import LineardiTError
+
+if TYPE_CHECKING:
+    from lineardit.config.files import Recipe
+    from lineardit.training.distributed import Launch
 
 
 def train(
@@ -20,8 +30,17 @@ def train(
     explain: Annotated[
         bool, typer.Option("--explain", help="Print every field and what it means; train nothing.")
     ] = (False),
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Print memory per GPU and sharding; train nothing.")
+    ] = False,
+    nodes: Annotated[int, typer.Option(help="Machines that a plan is made for.")] = 1,
+    gpus: Annotated[int, typer.Option(help="GPUs per machine that a plan is made for.")] = 1,
 ) -> None:
-    """Train what a recipe describes, writing checkpoints, samples and the finished model to one folder."""
+    """Train what a recipe describes, writing checkpoints, samples and the finished model to one folder.
+
+    Under torchrun every process runs this, and they train together: torchrun --nproc-per-node 8 -m lineardit
+    train RECIPE.
+    """
     from lineardit.config.files import explain as explained
     from lineardit.config.files import read_run
 
@@ -29,10 +48,24 @@ def train(
     if explain:
         typer.echo(explained(run), nl=False)
         return
+    if plan:
+        from lineardit.cli.training_memory import print_plan
+
+        print_plan(run, nodes, gpus)
+        return
+    from lineardit.training.distributed import read_launch
+
+    folder, launch = output or Path("runs") / recipe.stem, read_launch(os.environ)
+    if launch is None:
+        _train(run, folder, resume, device)
+    else:
+        _train_together(run, folder, resume, device, launch)
+
+
+def _train(run: "Recipe", folder: Path, resume: bool, device: str) -> None:
     from lineardit.config.detector import DetectorRun
     from lineardit.training.runs import start, train_detector
 
-    folder = output or Path("runs") / recipe.stem
     if isinstance(run, DetectorRun):
         from lineardit.evaluation.detector import SceneDetector
 
@@ -43,3 +76,36 @@ def train(
     else:
         place = start(run, folder, resume=resume, device=device)
     typer.echo(f"written: {place}")
+
+
+def _train_together(run: "Recipe", folder: Path, resume: bool, device: str, launch: "Launch") -> NoReturn:
+    """Train as one process of a job, then end this process at once.
+
+    gloo's threads abort the interpreter's ordinary end in a share of the runs, long after all is written.
+    """
+    import torch
+
+    from lineardit.training import distributed
+    from lineardit.training.runs import pick_device
+
+    code = 0
+    try:
+        if device == "auto" and torch.cuda.is_available():
+            device = f"cuda:{launch.local_rank}"
+        distributed.join(launch, pick_device(device), run.train.timeout_minutes)
+        if launch.rank:
+            distributed.pass_gate()
+        _train(run, folder, resume, device)
+    except distributed.Finished:
+        pass
+    except LineardiTError as error:
+        sys.stderr.write(f"error: process {launch.rank + 1} of {launch.size}: {error}\n")
+        code = error.exit_code
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -13,7 +13,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -86,11 +86,16 @@ def precision(dtype: str, device: torch.device) -> AbstractContextManager[Any]:
     stack = ExitStack()
     half = dtype == "fp16"
     stack.enter_context(torch.autocast(device.type, torch.float16) if half else autocast(device, dtype))
-    if (
-        device.type == "cpu"
-    ):  # for prompts of some 20 tokens the fused backward pass is slower than plain products
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+    stack.enter_context(attention_kernels(device))
     return stack
+
+
+def attention_kernels(device: torch.device) -> AbstractContextManager[Any]:
+    """Plain products on a CPU, where for prompts of some 20 tokens the fused backward pass is slower.
+
+    The backward pass needs it too: blocks that are computed again must be so by the same kernels.
+    """
+    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 def train(task: Task, loop: LoopConfig, folder: Path, *, resume: bool) -> Outcome:
@@ -196,7 +201,8 @@ def _gradients(
                 losses = task.losses_of_share(step, share)
             else:
                 losses = task.losses(step)
-        torch.autograd.backward(losses["loss"] * (state.scale.value / parts))
+        with attention_kernels(device):
+            torch.autograd.backward(losses["loss"] * (state.scale.value / parts))
         for name, value in losses.items():
             sums[name] = value.detach() / parts + (sums[name] if part else 0)
     if state.scale.value != 1:

@@ -28,7 +28,7 @@ def build_optimizers(model: nn.Module, config: LoopConfig) -> list[Optimizer]:
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not trained:
         raise ConfigError("no weight of the network learns: all are frozen.")
-    matrices = _block_matrices(model, trained) if config.optimizer == "muon" else {}
+    matrices = block_matrices(model, trained) if config.optimizer == "muon" else {}
     rest = [parameter for name, parameter in trained.items() if name not in matrices]
     every = [
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
@@ -62,7 +62,7 @@ def _in_8_bits(groups: list[dict[str, Any]], config: LoopConfig) -> Optimizer:
     return optimizer
 
 
-def _block_matrices(model: nn.Module, trained: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+def block_matrices(model: nn.Module, trained: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
     """Weights of the linear layers inside blocks: what goes in and out of a network is no mere rotation."""
     names = [f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     return {name: trained[name] for name in names if ".blocks." in f".{name}" and name in trained}
