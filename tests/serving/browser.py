@@ -85,7 +85,7 @@ class Browser:
         end = time.monotonic() + seconds
         while not self.do(f"Boolean({condition})"):
             assert time.monotonic() < end, f"{condition} did not come true"
-            time.sleep(0.1)
+            time.sleep(0.01)
 
     def fill(self, field: str, text: str) -> None:
         """Type into a field as a person would, replacing what is there."""

@@ -137,7 +137,7 @@ def pretended() -> Iterator[Server]:
         "pictures": 4,
         "body_seconds": 1.0,
     }
-    with pretending(batch=1, limits=limits) as server:
+    with pretending(batch=1, models=("emoji", "places/second"), limits=limits) as server:
         yield server
 
 

@@ -1,16 +1,18 @@
 """A worker that draws nothing, for the server's tests: no torch, and it hangs, fails or dies as it is told.
 
 The first word of a prompt decides: `die`, `die-once FILE`, `hang`, `fail KIND`, `slow`, anything else. Its
-pictures are of one colour: the seed, how many were drawn together, and its process modulo 256.
+pictures are of one colour: the seed, how many were drawn together, and its process modulo 256; one that
+starts from a picture is that picture.
 """
 
 import os
+import queue
 import sys
 import threading
 import time
 from pathlib import Path
 
-from lineardit.serving.frames import pack, read_frame
+from lineardit.serving.frames import Frame, pack, read_frame
 
 
 def say(message: dict[str, object], payload: bytes = b"") -> None:
@@ -29,9 +31,9 @@ def obey(prompt: str) -> str | None:
     return rest if word == "fail" else None
 
 
-def draw(order: dict[str, object], cancelled: set[tuple[int, int]]) -> None:
+def draw(order: dict[str, object], payload: bytes, cancelled: set[tuple[int, int]]) -> None:
     batch, jobs = order["batch"], order["jobs"]
-    total = jobs[0]["num_inference_steps"]
+    total = max(1, int(jobs[0]["num_inference_steps"] * (jobs[0]["strength"] or 1)))
     pause = 0.05 if any(job["prompt"].startswith("slow") for job in jobs) else 0.0
     about = {"batch": batch, "total": total, "width": 1, "height": 1}
     for step in range(1, total + 1):
@@ -44,6 +46,8 @@ def draw(order: dict[str, object], cancelled: set[tuple[int, int]]) -> None:
         for row, job in enumerate(jobs):
             size = {"width": job["width"], "height": job["height"]}
             pixels = bytes([job["seed"] % 256, len(jobs), os.getpid() % 256]) * (job["width"] * job["height"])
+            if payload:
+                pixels = payload[row * len(pixels) : (row + 1) * len(pixels)]
             if step in order["partials"][row] and row in rows:
                 number = order["partials"][row].index(step)
                 say({"type": "partial", "batch": batch, "row": row, "number": number, **size}, pixels)
@@ -64,10 +68,10 @@ def main() -> None:
         "sampler": "dpm++",
         "samplers": ["euler", "heun", "dpm++"],
     }
-    say({"type": "ready", "name": "pretended", "device": load["device"], "dtype": "float32", "unit": 8,
-         "batch": load["batch"], **facts})  # fmt: skip
+    facts |= {"device": load["device"], "dtype": "float32", "unit": 8, "batch": load["batch"]}
+    say({"type": "ready", "models": [{"name": name, **facts} for name in load["models"]]})
     cancelled: set[tuple[int, int]] = set()
-    orders: list[dict[str, object]] = []
+    orders: queue.SimpleQueue[Frame] = queue.SimpleQueue()
 
     def read() -> None:
         while (frame := read_frame(stdin)) is not None:
@@ -75,22 +79,19 @@ def main() -> None:
             if message["type"] == "cancel":
                 cancelled.add((message["batch"], message["row"]))
             else:
-                orders.append(message)
+                orders.put(frame)
         os._exit(0)
 
     threading.Thread(target=read, daemon=True).start()
     while True:
-        if not orders:
-            time.sleep(0.002)
-            continue
-        order = orders.pop(0)
+        order, payload = orders.get()
         say({"type": "note", "batch": order["batch"], "row": 0, "text": order["jobs"][0]["prompt"][:20]})
         kind = next((found for job in order["jobs"] if (found := obey(job["prompt"]))), None)
         if kind is not None:
             failure = {"type": "failed", "batch": order["batch"], "kind": kind, "message": "/secret/place"}
             say(failure)
             continue
-        draw(order, cancelled)
+        draw(order, payload, cancelled)
         say({"type": "done", "batch": order["batch"]})
 
 

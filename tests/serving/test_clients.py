@@ -52,6 +52,34 @@ def test_a_stream_ends_in_the_picture_that_an_answer_would_hold(
     assert again.data is not None and again.data[0].b64_json == events[-1].b64_json
 
 
+def encoded(picture: Image.Image) -> str:
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def test_a_picture_over_another_is_that_of_the_pipeline_to_the_bit(
+    client: openai.OpenAI, served: Any, pipe: Pipeline
+) -> None:
+    start = Image.linear_gradient("L").resize((80, 48)).convert("RGB")
+    address = f"data:image/png;base64,{encoded(start)}"
+    body = {"prompt": CAT, "images": [{"image_url": address}], "strength": 0.7, "seed": 4, "size": "40x24"}
+    answer = client.post("/images/edits", body=body, cast_to=openai.types.ImagesResponse)
+    expected = pipe(CAT, image=start, strength=0.7, seed=4, width=40, height=24).images[0].tobytes()
+    assert answer.data is not None and pixels(answer.data[0].b64_json or "") == expected
+    usual = client.post("/images/edits", body={**body, "size": "auto"}, cast_to=openai.types.ImagesResponse)
+    assert usual.size == "32x16"  # about as many pixels as 24 x 24, and about as oblong
+    wanted = {"prompt": CAT, "init_images": [encoded(start)], "denoising_strength": 0.7, "seed": 4,
+              "width": 40, "height": 24, "resize_mode": 1}  # fmt: skip
+    made = served.post("/sdapi/v1/img2img", wanted).json
+    assert pixels(made["images"][0]) == expected and "init_images" not in made["parameters"]
+    found = served.post("/sdapi/v1/png-info", {"image": made["images"][0]}).json
+    assert found["lineardit"]["strength"] == 0.7 and "Denoising strength: 0.7" in found["info"]
+    events = served.post("/v1/images/edits", {**body, "stream": True, "partial_images": 1}).body.decode()
+    names = [line[7:] for line in events.splitlines() if line.startswith("event: ")]
+    assert names == ["image_edit.partial_image", "image_edit.completed"]
+
+
 @pytest.mark.parametrize("name", ["jpeg", "webp"])
 def test_other_formats_are_what_they_say(client: openai.OpenAI, name: str) -> None:
     answer = client.images.generate(prompt=CAT, output_format=name, size="24x24", output_compression=80)

@@ -47,7 +47,8 @@ def ticket(*prompts: str, seed: int = 0, steps: int = 3, width: int = 8, **optio
     made = Ticket(previews=bool(options.get("previews", False)))
     for index, prompt in enumerate(prompts):
         settings = {"prompt": prompt, "seed": seed + index, "width": width, "height": 8, "sampler": "euler"}
-        settings |= {"num_inference_steps": steps, "guidance_scale": 3.0}
+        settings |= {"num_inference_steps": steps, "guidance_scale": 3.0, "strength": None}
+        settings["model"] = options.get("model", "emoji")
         made.pictures.append(Picture(made, index, settings, partials=options.get("partials", ())))
     return made
 
@@ -85,7 +86,7 @@ def alone(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
 @alone
 async def test_a_request_gets_its_place_its_steps_and_its_pictures() -> None:
     async with running() as engine:
-        assert engine.facts is not None and engine.facts.unit == 8 and engine.is_ready
+        assert engine.model().unit == 8 and engine.is_ready
         asked = ticket("a cat", "a cat", seed=7, previews=True, partials=(2,))
         engine.submit(asked)
         found = await events(asked)

@@ -16,10 +16,11 @@ from hypothesis import strategies as some
 from PIL import Image
 
 from lineardit.errors import InputError
-from lineardit.serving.schema import ImageRequest, TextToImage
+from lineardit.serving.schema import EditRequest, ImageRequest, ImageToImage, TextToImage
 from lineardit.serving.server import check_exposure
 
 GENERATE, TXT2IMG, PNG_INFO = "/v1/images/generations", "/sdapi/v1/txt2img", "/sdapi/v1/png-info"
+EDITS, IMG2IMG = "/v1/images/edits", "/sdapi/v1/img2img"
 KEY = "correct-horse-battery-staple"
 
 
@@ -208,6 +209,57 @@ def test_a_picture_is_refused_by_its_header_and_never_decoded(
     assert answer.status == status and len(answer.body) < 2000, answer
 
 
+GIF = base64.b64encode(b"GIF89a" + bytes(60)).decode()
+
+
+@pytest.mark.parametrize(
+    ("images", "more"),
+    [
+        ([], {}),
+        ([GIF], {}),
+        ([png(60_000, 60_000)], {}),
+        ([png(4100, 4100)], {}),
+        ([png(8, 8)], {}),
+        (["http://127.0.0.1/a.png"], {}),
+        (["file:///etc/passwd"], {}),
+        (["good", "good"], {}),
+        (["good"], {"strength": 0}),
+        (["good"], {"strength": 1.5}),
+        (["good"], {"size": "20x20"}),
+    ],
+)
+def test_a_picture_to_start_from_is_checked_before_it_is_decoded(
+    pretended: Any, images: list[str], more: dict[str, Any]
+) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG")
+    good = base64.b64encode(file.getvalue()).decode()
+    sent = [good if image == "good" else image for image in images]
+    before = pretended.metric("lineardit_batch_seconds_count")
+    answer = pretended.post(EDITS, {"prompt": "a", "images": [{"image_url": each} for each in sent], **more})
+    assert answer.status == 400 and len(answer.body) < 2000, answer
+    theirs = {"denoising_strength": more["strength"]} if "strength" in more else {}
+    theirs |= {"width": 20} if "size" in more else {}
+    assert pretended.post(IMG2IMG, {"prompt": "a", "init_images": sent, **theirs}).status == 400
+    assert pretended.metric("lineardit_batch_seconds_count") == before
+
+
+def test_pictures_that_are_sent_do_not_fill_the_memory(start_pretended: Callable[..., Any]) -> None:
+    with start_pretended(limits={"held": 4000}) as server:
+        body = json.dumps({"prompt": "a", "images": [{"image_url": "x"}]}).encode()
+        connection = server.connect()
+        connection.putrequest("POST", EDITS)
+        connection.putheader("Content-Type", "application/json")
+        connection.putheader("Content-Length", "3900")
+        connection.endheaders(body)
+        server.until(lambda: server.post(EDITS, body + b" " * 200).status == 503)
+        refused = server.post(EDITS, body + b" " * 200)
+        assert refused.code == "crowded" and refused.headers["retry-after"] == "5"
+        assert server.draw().status == 200
+        connection.close()
+        server.until(lambda: server.post(EDITS, body + b" " * 200).status == 400)
+
+
 def test_a_picture_of_another_program_is_read(pretended: Any) -> None:
     text = (
         b"a cat\nNegative prompt: <b>fog</b>\nSteps: 4, Sampler: Euler a, CFG scale: 7, Seed: 3, Size: 64x64"
@@ -272,7 +324,12 @@ _WORDS = some.one_of(
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     some.sampled_from(
-        [(GENERATE, sorted(ImageRequest.model_fields)), (TXT2IMG, sorted(TextToImage.model_fields))]
+        [
+            (GENERATE, sorted(ImageRequest.model_fields)),
+            (TXT2IMG, sorted(TextToImage.model_fields)),
+            (EDITS, sorted(EditRequest.model_fields)),
+            (IMG2IMG, sorted(ImageToImage.model_fields)),
+        ]
     ),
     some.data(),
 )

@@ -2,6 +2,7 @@
 
 import base64
 import importlib.util
+import io
 import json
 import struct
 import zlib
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 _spec = importlib.util.spec_from_file_location("browser", Path(__file__).with_name("browser.py"))
 assert _spec is not None and _spec.loader is not None
@@ -19,7 +21,7 @@ _spec.loader.exec_module(browser)
 pytestmark = pytest.mark.skipif(browser.PATH is None, reason=f"needs one of {', '.join(browser.NAMES)}")
 
 ENTER = ("Enter", 13)
-PAYLOADS = [
+PAYLOADS = [  # in prompts and in the settings of pictures
     "<script>hacked=1</script>",
     "<img src=x onerror=hacked=1>",
     '"><svg onload=hacked=1>',
@@ -35,6 +37,21 @@ PAYLOADS = [
     "<body onload=hacked=1>",
     "<details open ontoggle=hacked=1>",
     "<video><source onerror=hacked=1>",
+    "<SCRIPT SRC=data:,hacked=1></SCRIPT>",
+    "<object data=data:text/html,<script>parent.hacked=1</script>>",
+    "<embed src=javascript:hacked=1>",
+    "<input autofocus onfocus=hacked=1>",
+    "<form action=javascript:hacked=1><button>x</button></form>",
+    "<link rel=stylesheet href=http://evil.example/x.css>",
+    "<base href=http://evil.example/>",
+    "<meta http-equiv=refresh content='0;url=javascript:hacked=1'>",
+    "</title><script>hacked=1</script>",
+    "<!--><script>hacked=1</script-->",
+    "<template><script>hacked=1</script></template>",
+    "&lt;script&gt;hacked=1&lt;/script&gt;",
+    "\\u003cscript\\u003ehacked=1\\u003c/script\\u003e",
+    "';hacked=1;//",
+    "<img src=`x` onerror=`hacked=1`>",
 ]
 
 
@@ -151,6 +168,58 @@ def test_a_png_gives_its_settings_when_chosen_or_dropped(page: Any, pretended: A
     assert values(page, "sampler", "steps") == ["heun", "4"]
 
 
+def test_a_picture_without_settings_is_one_to_start_from(page: Any, pretended: Any) -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (40, 30), (250, 120, 10)).save(file, "WEBP", lossless=True)
+    encoded = base64.b64encode(file.getvalue()).decode()
+    page.open(pretended.url)
+    assert page.do("document.getElementById('start-shown').offsetHeight") == 0
+    page.do(
+        "(() => { const carried = new DataTransfer(); carried.items.add(new File([Uint8Array.from("
+        f"atob('{encoded}'), letter => letter.charCodeAt(0))], 'x.webp')); document.dispatchEvent("
+        "new DragEvent('drop', {dataTransfer: carried, cancelable: true})); })()"
+    )
+    page.until("document.getElementById('start-shown').offsetHeight > 0")
+    page.until("document.getElementById('ratio').value === '4:3'")
+    # The answer that it has no settings is a status that the browser writes into its log.
+    page.events[:] = [each for each in page.events if "422" not in str(each) and "400" not in str(each)]
+    page.do("(field => { field.value = 0.5; field.dispatchEvent(new Event('input')); })"
+            "(document.getElementById('strength'))")  # fmt: skip
+    assert page.do("document.getElementById('share').value") == "50 %"
+    for field, text in (("#prompt", "over it"), ("#steps", "4"), ("#count", "1")):
+        page.fill(field, text)
+    page.press(*ENTER, control=True)
+    page.until("document.querySelector('#gallery img')?.alt === 'over it'")
+    colour = page.do(
+        "(async () => { const picture = document.querySelector('#gallery img'); await picture.decode();"
+        "const canvas = new OffscreenCanvas(1, 1).getContext('2d'); canvas.drawImage(picture, 0, 0);"
+        "return [...canvas.getImageData(0, 0, 1, 1).data]; })()"
+    )
+    assert colour == [250, 120, 10, 255]
+    page.do("document.querySelector('#gallery .picture').click()")
+    assert "the picture that it started from" in page.do("document.getElementById('message').textContent")
+    page.do("document.getElementById('start-off').click()")
+    page.do("document.querySelector('#gallery [data-do=start]').click()")
+    page.until("document.getElementById('start-shown').offsetHeight > 0")
+
+
+def test_one_of_several_models_can_be_chosen(page: Any, pretended: Any) -> None:
+    page.open(pretended.url)
+    assert page.do("[...document.getElementById('models').options].map(each => each.value)") == [
+        "emoji",
+        "second",
+    ]
+    page.do("(field => { field.value = 'second'; field.dispatchEvent(new Event('change')); })"
+            "(document.getElementById('models'))")  # fmt: skip
+    page.fill("#prompt", "by the second")
+    page.press(*ENTER, control=True)
+    page.until("document.querySelector('#gallery img')?.alt === 'by the second'")
+    page.open(pretended.url)
+    assert values(page, "models") == ["emoji"]
+    page.do("document.querySelector('#gallery .picture').click()")
+    assert values(page, "models") == ["second"]
+
+
 def test_a_mistake_is_said_and_nothing_is_lost(page: Any, pretended: Any) -> None:
     page.open(pretended.url)
     page.fill("#prompt", "fail OutOfMemory")
@@ -187,7 +256,8 @@ def test_nothing_sticks_out_at_any_width(page: Any, pretended: Any, width: int) 
     page.open(pretended.url, width=width)
     assert page.do("document.documentElement.scrollWidth") <= width
     fields = "#form button, #form select, #form input:not([type=checkbox])"
-    heights = page.do(f"[...document.querySelectorAll('{fields}')].map(each => each.offsetHeight)")
+    shown = ".filter(each => each.offsetParent).map(each => each.offsetHeight)"
+    heights = page.do(f"[...document.querySelectorAll('{fields}')]{shown}")
     assert min(heights) >= 24  # pixels that a finger finds
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from lineardit.data.pictures import to_picture
 from lineardit.pipeline import Pipeline, Settings
@@ -22,12 +23,12 @@ class Speaker:
 
     def __init__(self, model: str) -> None:
         self.process = subprocess.Popen(WORKER, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self.say(type="load", model=model, name="tiny", device="cpu", dtype="fp32", batch=8)
+        self.say(type="load", models={"tiny": model}, device="cpu", dtype="fp32", batch=8)
         self.first = self.hear().message
 
-    def say(self, **message: Any) -> None:
+    def say(self, payload: bytes = b"", **message: Any) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.write(pack(message))
+        self.process.stdin.write(pack(message, payload))
         self.process.stdin.flush()
 
     def hear(self) -> Frame:
@@ -82,8 +83,9 @@ def drawn(pipe: Pipeline, *jobs: dict[str, Any]) -> list[bytes]:
 
 
 def test_it_says_what_the_model_takes(worker: Speaker, pipe: Pipeline) -> None:
-    message = dict(worker.first)
-    assert message.pop("type") == "ready" and set(message) == set(Facts._fields)
+    assert worker.first["type"] == "ready"
+    (message,) = worker.first["models"]
+    assert set(message) == set(Facts._fields)
     assert message["unit"] == 8 and message["size"] == 24 and message["name"] == "tiny"
     assert message["batch"] == 1  # on a CPU each picture is drawn alone
     from lineardit.pipeline import BUNDLED as named
@@ -130,6 +132,14 @@ def test_a_cancelled_batch_ends_and_the_next_one_is_drawn(worker: Speaker, pipe:
     assert worker.draw(3, job(num_inference_steps=900))[-1].message["type"] == "done"
     frames = worker.draw(4, job())
     assert frames[-2].payload == drawn(pipe, job())[0]
+
+
+def test_a_picture_over_another_is_that_of_the_pipeline_to_the_bit(worker: Speaker, pipe: Pipeline) -> None:
+    start, wanted = Image.linear_gradient("L").resize((24, 16)).convert("RGB"), job(strength=0.7)
+    frames = worker.draw(10, wanted, payload=start.tobytes())
+    expected = pipe.draw([Settings(**wanted)], [start]).images[0].tobytes()
+    assert frames[0].message["total"] == 2
+    assert frames[-2].payload == expected != drawn(pipe, job())[0]
 
 
 def test_words_that_were_cut_off_are_told_to_whoever_asked(worker: Speaker) -> None:

@@ -17,8 +17,11 @@ KEY_VARIABLE = "LINEARDIT_API_KEY"
 
 def serve(
     model: Annotated[
-        str | None,
-        typer.Option(help="A folder or a hub id; the bundled model unless given.", show_default=False),
+        list[str] | None,
+        typer.Option(
+            help="A folder or a hub id; the bundled model, called emoji, unless given; can be repeated.",
+            show_default=False,
+        ),
     ] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; one that others reach needs an API key.")
@@ -43,8 +46,23 @@ def serve(
     drain_seconds: Annotated[
         float, typer.Option(help="For accepted requests, after a signal to stop.")
     ] = 60.0,
+    ray: Annotated[bool, typer.Option("--ray", help="Serve on a Ray cluster.")] = False,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a running cluster, or auto; one is started here unless given.", show_default=False
+        ),
+    ] = None,
+    replicas: Annotated[str, typer.Option(help="On Ray: a number, or LEAST:MOST by what waits.")] = "1",
+    requests_per_replica: Annotated[
+        float, typer.Option(help="On Ray: drawn and waiting on each; above it more replicas are started.")
+    ] = 8.0,
+    gpus_per_replica: Annotated[
+        float | None,
+        typer.Option(help="On Ray: 1 unless given where the cluster has any.", show_default=False),
+    ] = None,
 ) -> None:
-    """Serve a page, OpenAI's image API and the main calls of AUTOMATIC1111's, until Ctrl-C or SIGTERM."""
+    """Serve a page, OpenAI's image API, the main calls of AUTOMATIC1111's, until Ctrl-C or SIGTERM."""
     for package in ("fastapi", "uvicorn", "prometheus_client"):
         if find_spec(package) is None:
             raise MissingExtraError(package, "serve", "lineardit serve")
@@ -52,7 +70,7 @@ def serve(
     from lineardit.serving.server import serve as run
 
     config = ServingConfig(
-        model=model,
+        models=tuple(model or ()),
         host=host,
         port=port,
         names=tuple(name or ()),
@@ -69,7 +87,22 @@ def serve(
             work=max_pixels * max_steps,
         ),
     )
-    run(config, _key(api_key_file), announce=_announce)
+    key = _key(api_key_file)
+    if not ray:
+        run(config, key, announce=_announce)
+        return
+    if find_spec("ray") is None:
+        raise MissingExtraError("ray", "ray", "lineardit serve --ray")
+    from lineardit.serving.cluster import Scale, serve_on_ray
+
+    least, _, most = replicas.partition(":")
+    try:
+        scale = Scale(int(least), int(most or least), requests_per_replica, gpus_per_replica)
+    except ValueError:
+        raise InputError(
+            f"--replicas {replicas} is neither a number nor LEAST:MOST. Use 2, or 1:4."
+        ) from None
+    serve_on_ray(config, key, scale, address=ray_address, announce=_announce_ray)
 
 
 def _key(file: Path | None) -> str | None:
@@ -81,8 +114,11 @@ def _key(file: Path | None) -> str | None:
         raise InputError(f"{file} cannot be read as a text. Give a file that holds the API key.") from None
 
 
+def _announce_ray(url: str) -> None:
+    typer.echo(f"{url}  on Ray; Ctrl-C stops", err=True)
+
+
 def _announce(url: str, engine: "Engine") -> None:
-    facts = engine.facts
-    assert facts is not None
-    devices = ", ".join(device.facts.device for device in engine.devices)
-    typer.echo(f"{url}  model {facts.name}, {facts.dtype}, on {devices}; Ctrl-C stops", err=True)
+    devices = ", ".join(device.facts[0].device for device in engine.devices)
+    models = ", ".join(facts.name for facts in engine.models)
+    typer.echo(f"{url}  model {models}, {engine.model().dtype}, on {devices}; Ctrl-C stops", err=True)

@@ -21,9 +21,13 @@ class Limits(Config):
     body: int = Field(256_000, ge=1_000)
     """Bytes of a request."""
     picture_body: int = Field(32_000_000, ge=1_000)
-    """Bytes of a request that sends a picture to have its settings read."""
+    """Bytes of a request that sends a picture."""
     picture_pixels: int = Field(64_000_000, ge=1)
     """Height times width that such a picture may claim to have."""
+    initial_pixels: int = Field(4096 * 4096, ge=64)
+    """Height times width of a picture to start from, which is decoded."""
+    held: int = Field(256_000_000, ge=1_000)
+    """Bytes of all requests with pictures that are in the house at one time."""
     waiting: int = Field(64, ge=1)
     """Pictures in the queue; a request that does not fit is told when to come back."""
     seconds: float = Field(600.0, gt=0)
@@ -35,8 +39,8 @@ class Limits(Config):
 class ServingConfig(Config):
     """What `lineardit serve` needs to know. The API key is not here, so that no error can show it."""
 
-    model: str | None = None
-    """A folder or a hub id; the bundled model where there is none."""
+    models: tuple[str, ...] = ()
+    """Folders or hub ids; the bundled model where there is none. The first is meant where none is named."""
     host: str = "127.0.0.1"
     """Address to listen on. One that other machines reach needs an API key."""
     port: int = Field(7860, ge=0, le=65535)

@@ -1,4 +1,4 @@
-"""AUTOMATIC1111's calls that most scripts use: txt2img, progress, interrupt and png-info."""
+"""AUTOMATIC1111's calls that most scripts use: txt2img, img2img, progress, interrupt and png-info."""
 
 import asyncio
 import json
@@ -10,8 +10,8 @@ from lineardit.serving.engine import Engine
 from lineardit.serving.failures import Failure
 from lineardit.serving.metrics import Metrics
 from lineardit.serving.pictures import read_settings
-from lineardit.serving.replies import datum, encoded, json_reply, while_connected
-from lineardit.serving.schema import PngRequest, TextToImage, a1111_wish, ticket_for
+from lineardit.serving.replies import accepted, datum, encoded, json_reply, while_connected
+from lineardit.serving.schema import ImageToImage, PngRequest, TextToImage, a1111_wish
 from lineardit.serving.ticket import Finished, Progress, Ticket
 
 
@@ -47,9 +47,15 @@ def add_a1111(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
     @app.post("/sdapi/v1/txt2img")
     async def txt2img(wanted: TextToImage, request: Request) -> Response:
         """Pictures from a prompt. What was finished before an interruption is still answered."""
-        assert engine.facts is not None
-        ticket = ticket_for(a1111_wish(wanted), engine.facts, engine.config.limits, previews=True)
-        engine.submit(ticket)
+        return await answered(wanted, request, None)
+
+    @app.post("/sdapi/v1/img2img")
+    async def img2img(wanted: ImageToImage, request: Request) -> Response:
+        """The same from a picture to start from."""
+        return await answered(wanted, request, wanted.init_images[0])
+
+    async def answered(wanted: TextToImage, request: Request, initial: str | None) -> Response:
+        ticket = await accepted(engine, a1111_wish(wanted), initial, previews=True)
         address = _address(request)
         steps, found = tasks.open(address, ticket), {}
         try:
@@ -66,21 +72,34 @@ def add_a1111(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
         finally:
             tasks.close(address, ticket)
         finished = [ticket.pictures[index].settings for index in sorted(found)]
+        first = ticket.pictures[0].settings
         info = {
             "prompt": wanted.prompt,
             "negative_prompt": wanted.negative_prompt or "",
-            "seed": ticket.pictures[0].settings["seed"],
+            "seed": first["seed"],
             "all_seeds": [settings["seed"] for settings in finished],
-            "width": ticket.pictures[0].settings["width"],
-            "height": ticket.pictures[0].settings["height"],
-            "steps": ticket.pictures[0].settings["num_inference_steps"],
-            "cfg_scale": ticket.pictures[0].settings["guidance_scale"],
-            "sampler_name": ticket.pictures[0].settings["sampler"],
-            "sd_model_name": engine.facts.name,
+            "width": first["width"],
+            "height": first["height"],
+            "steps": first["num_inference_steps"],
+            "cfg_scale": first["guidance_scale"],
+            "sampler_name": first["sampler"],
+            "sd_model_name": first["model"],
+            "denoising_strength": first["strength"],
         }
         images = [found[index] for index in sorted(found)] if wanted.send_images is not False else []
-        parameters = wanted.model_dump(exclude_none=True)
+        parameters = wanted.model_dump(exclude_none=True, exclude={"init_images"})
         return json_reply({"images": images, "parameters": parameters, "info": json.dumps(info)})
+
+    @app.get("/sdapi/v1/sd-models")
+    async def sd_models() -> Response:
+        """The names that `override_settings.sd_model_checkpoint` takes."""
+        return json_reply([{"title": facts.name, "model_name": facts.name} for facts in engine.models])
+
+    @app.get("/sdapi/v1/samplers")
+    async def samplers() -> Response:
+        """The samplers of any of the models."""
+        names = dict.fromkeys(name for facts in engine.models for name in facts.samplers)
+        return json_reply([{"name": name, "aliases": [], "options": {}} for name in names])
 
     @app.get("/sdapi/v1/progress")
     async def progress(request: Request, skip_current_image: bool = False) -> Response:
@@ -90,7 +109,7 @@ def add_a1111(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
         done = total = current = 0
         preview: str | None = None
         if ticket is not None:
-            each = ticket.pictures[0].settings["num_inference_steps"]
+            each = ticket.pictures[0].steps
             total = each * len(ticket.pictures)
             for picture in ticket.pictures:
                 seen = steps.get(picture.index)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import lineardit.errors as errors
 from lineardit.config.serving import ServingConfig
-from lineardit.errors import LineardiTError
+from lineardit.errors import InputError, LineardiTError
 from lineardit.serving.frames import Frame, FrameError, pack, receive_frame
 from lineardit.serving.ticket import Finished, Note, Partial, Picture, Pixels, Progress
 
@@ -23,8 +23,26 @@ _BUFFER = 1 << 22
 Result = TypeVar("Result")
 
 
+def model_names(models: Sequence[str]) -> dict[str, str | None]:
+    """Where the models to serve lie, by the names that requests use; None is the bundled one.
+
+    Pictures and answers name the model, and must not tell where it lies: it is called by its last part.
+
+    Raises:
+        InputError: two have one name.
+    """
+    places = [None if place == BUNDLED and not Path(place).exists() else place for place in models] or [None]
+    found: dict[str, str | None] = {}
+    for place in places:
+        name = BUNDLED if place is None else Path(place).resolve().name
+        if name in found:
+            raise InputError(f"two models are called {name}. Rename the folder of one of them.")
+        found[name] = place
+    return found
+
+
 class Facts(NamedTuple):
-    """What a worker says of its model once it is loaded."""
+    """What a worker says of a model once it is loaded."""
 
     name: str
     device: str
@@ -55,46 +73,44 @@ class Device:
     def __init__(self, config: ServingConfig, name: str, command: Sequence[str] | None = None) -> None:
         self._config, self._name, self._command = config, name, tuple(command or WORKER)
         self._process: asyncio.subprocess.Process | None = None
-        self._facts: Facts | None = None
+        self._models = model_names(config.models)
+        self._facts: tuple[Facts, ...] = ()
         self._numbers = itertools.count(1)
         self._number = 0
         self.batch: list[Picture] = []
         """What is being drawn."""
 
     @property
-    def facts(self) -> Facts:
-        """What the loaded model takes."""
-        assert self._facts is not None
+    def facts(self) -> tuple[Facts, ...]:
+        """What the loaded models take, the one that is meant without a name first."""
+        assert self._facts
         return self._facts
 
     @property
     def is_ready(self) -> bool:
-        """Whether its process is there, with the model loaded."""
-        return self._facts is not None
+        """Whether its process is there, with its models loaded."""
+        return bool(self._facts)
 
     @property
     def process_id(self) -> int | None:
         """Of the worker, where there is one."""
         return None if self._process is None else self._process.pid
 
-    async def start(self) -> Facts:
-        """Start the process and wait until the model is loaded, unless that was done before.
+    async def start(self) -> tuple[Facts, ...]:
+        """Start the process and wait until its models are loaded, unless that was done before.
 
         Raises:
             LineardiTError: as `Pipeline.from_pretrained`.
             WorkerDiedError: the process ended without a word.
         """
-        if self._facts is not None:
+        if self._facts:
             return self._facts
         self._process = await asyncio.create_subprocess_exec(
             *self._command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=_BUFFER
         )
-        model = self._config.model
         order = {
             "type": "load",
-            "model": model,
-            # Pictures and answers name the model, and must not tell where it lies.
-            "name": BUNDLED if model is None else Path(model).resolve().name,
+            "models": self._models,
             "device": self._name,
             "dtype": self._config.dtype,
             "batch": self._config.batch,
@@ -104,13 +120,14 @@ class Device:
         if message["type"] == "failed":
             kind = getattr(errors, str(message["kind"]), LineardiTError)
             raise kind(message["message"])
-        ready = {name: message[name] for name in Facts._fields}
-        self._facts = Facts(**{**ready, "samplers": tuple(ready["samplers"])})
+        self._facts = tuple(
+            Facts(**{**facts, "samplers": tuple(facts["samplers"])}) for facts in message["models"]
+        )
         return self._facts
 
     async def stop(self) -> None:
         """End the process: it does so itself when its input ends, and is killed if it hangs."""
-        process, self._facts, self.batch = self._process, None, []
+        process, self._facts, self.batch = self._process, (), []
         if process is None:
             return
         assert process.stdin is not None
@@ -151,7 +168,8 @@ class Device:
                 "jobs": [dict(picture.settings) for picture in pictures],
                 "partials": [list(picture.partials) for picture in pictures],
                 "previews": [picture.ticket.previews for picture in pictures],
-            }
+            },
+            b"".join(picture.initial.data for picture in pictures if picture.initial is not None),
         )
         # Somebody may have left before the worker could be told.
         self.cancel([picture for picture in pictures if not picture.open])
@@ -213,10 +231,10 @@ class Device:
                 progress = Progress(picture.index, message["step"], message["total"], previews.get(row))
                 picture.ticket.tell(progress)
 
-    async def _send(self, message: dict[str, Any]) -> None:
+    async def _send(self, message: dict[str, Any], payload: bytes = b"") -> None:
         assert self._process is not None and self._process.stdin is not None
         try:
-            self._process.stdin.write(pack(message))
+            self._process.stdin.write(pack(message, payload))
             await self._process.stdin.drain()
         except (OSError, RuntimeError):
             raise WorkerDiedError(self._name) from None

@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 from lineardit.config.serving import ServingConfig
 from lineardit.errors import LineardiTError
 from lineardit.serving.device import Device, Facts, WorkerDiedError
-from lineardit.serving.failures import closing, failed, full, lost
+from lineardit.serving.failures import closing, failed, full, lost, unknown_model
 from lineardit.serving.ticket import Picture, Ticket
 from lineardit.serving.waiting import WaitingRoom
 
@@ -40,14 +40,14 @@ class Engine:
         self.config, self._meter = config, meter
         self.waiting = WaitingRoom(config.limits.waiting)
         self.devices = [Device(config, name, command) for name in config.devices]
-        self.facts: Facts | None = None
+        self.models: tuple[Facts, ...] = ()
         self.is_closing = False
         self._tasks: list[asyncio.Task[None]] = []
         self._open: set[Ticket] = set()
         self._seconds_per_picture = self._seconds_per_work = 0.0
 
     async def start(self) -> None:
-        """Load the model on every device.
+        """Load the models on every device.
 
         Raises:
             LineardiTError: as `Pipeline.from_pretrained`.
@@ -60,8 +60,15 @@ class Engine:
         except BaseException:
             await self.stop()
             raise
-        self.facts = self.devices[0].facts
+        self.models = self.devices[0].facts
         self._tasks = [asyncio.create_task(self._run(device)) for device in self.devices]
+
+    def model(self, name: str | None = None) -> Facts:
+        """What the model of this name takes, or the first without a name. Raises `Failure`."""
+        found = next((facts for facts in self.models if name in (None, facts.name)), None)
+        if found is None:
+            raise unknown_model()
+        return found
 
     @property
     def is_ready(self) -> bool:
@@ -80,13 +87,17 @@ class Engine:
 
     def submit(self, ticket: Ticket) -> None:
         """Accept a request, or raise the `Failure` that says when to come back."""
-        if self.is_closing:
-            raise closing()
-        if not self._has_place(len(ticket.pictures)):
-            raise full(self.retry_after())
+        self.check_place(len(ticket.pictures))
         ticket.on_close = self._abandon
         self._open = {known for known in self._open if known.is_open} | {ticket}
         self.waiting.add(ticket.pictures)
+
+    def check_place(self, count: int) -> None:
+        """Raise the `Failure` that says when to come back unless so many pictures would be accepted now."""
+        if self.is_closing:
+            raise closing()
+        if not self._has_place(count):
+            raise full(self.retry_after())
 
     def retry_after(self) -> int:
         """Seconds until about half of what waits will be done, by the speed so far."""
@@ -143,7 +154,7 @@ class Engine:
         """Batch after batch, until the worker dies."""
         loop = asyncio.get_running_loop()
         while True:
-            pictures = await device.unless_it_dies(self.waiting.take(device.facts.batch))
+            pictures = await device.unless_it_dies(self.waiting.take(device.facts[0].batch))
             pictures = [picture for picture in pictures if picture.open]
             if not pictures:
                 continue

@@ -48,10 +48,22 @@ def invalid(field: str, message: str) -> Failure:
     return Failure(400, "invalid_value", message, field=field)
 
 
+def unknown_model() -> Failure:
+    """No model of this name is served."""
+    message = "There is no such model here. GET /v1/models lists what there is."
+    return Failure(404, "model_not_found", message, field="model")
+
+
 def full(retry_after: int) -> Failure:
     """The queue has no place for so many pictures."""
     message = "The queue is full. Try again after the seconds that the header Retry-After gives."
     return Failure(429, "queue_full", message, retry_after=retry_after)
+
+
+def crowded() -> Failure:
+    """Pictures that were sent fill the memory that is kept for them."""
+    message = "Too many pictures are being sent at this moment. Try again in a while."
+    return Failure(503, "crowded", message, retry_after=5)
 
 
 def closing() -> Failure:

@@ -13,7 +13,8 @@ from io import BufferedIOBase
 from typing import Any, NamedTuple
 
 _LENGTHS = struct.Struct(">II")
-LARGEST_MESSAGE, LARGEST_PAYLOAD = 1_000_000, 1 << 30
+LARGEST_MESSAGE, LARGEST_PAYLOAD = 1 << 24, 1 << 30
+"""The longest prompts that 64 pictures can have fit, and so do their initial pictures."""
 
 
 class FrameError(Exception):

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from lineardit.config.serving import ServingConfig
-from lineardit.serving.failures import Failure, late
+from lineardit.serving.failures import Failure, crowded, late
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -25,7 +25,7 @@ Application = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 OPEN_PATHS = frozenset({"/", "/page.css", "/page.js", "/healthz", "/readyz"})
 """Those that need no key: they tell nothing and do nothing."""
-PICTURE_PATHS = frozenset({"/sdapi/v1/png-info"})
+PICTURE_PATHS = frozenset({"/sdapi/v1/png-info", "/sdapi/v1/img2img", "/v1/images/edits"})
 """Those that are sent whole pictures."""
 _SAFE = frozenset({"GET", "HEAD"})
 _JSON = "application/json"
@@ -48,6 +48,7 @@ class Guard:
         self._inner, self._limits = inner, config.limits
         self._names = {"localhost", *(name.lower().rstrip(".") for name in config.names)}
         self._key = None if key is None else key.encode()
+        self._held = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or answer it."""
@@ -55,7 +56,7 @@ class Guard:
             if scope["type"] == "lifespan":
                 await self._inner(scope, receive, send)
             return
-        begun = False
+        begun, reserved = False, 0
 
         async def send_safely(message: Message) -> None:
             nonlocal begun
@@ -70,7 +71,13 @@ class Guard:
                 try:
                     headers = _headers(scope)
                     self._check(scope, headers)
-                    body = await self._body(scope, headers, receive)
+                    most = self._most(scope, headers)
+                    if scope["path"] in PICTURE_PATHS:
+                        if self._held + most > self._limits.held:
+                            raise crowded()
+                        reserved = most
+                        self._held += reserved
+                    body = await self._body(headers, receive, most)
                 except Failure as failure:
                     await answer(send_safely, failure)
                     return
@@ -79,6 +86,8 @@ class Guard:
             # A reader too slow to take its answer is left; uvicorn then closes the connection.
             if not begun:
                 await answer(send_safely, late())
+        finally:
+            self._held -= reserved
 
     def _check(self, scope: Scope, headers: Mapping[str, list[str]]) -> None:
         hosts = headers.get("host", [])
@@ -115,24 +124,28 @@ class Guard:
         if not hmac.compare_digest(said, self._key):
             raise Failure(401, "wrong_key", "This server needs its API key: Authorization: Bearer KEY.")
 
-    async def _body(self, scope: Scope, headers: Mapping[str, list[str]], receive: Receive) -> bytes:
+    def _most(self, scope: Scope, headers: Mapping[str, list[str]]) -> int:
+        """Bytes that the body may have: what was declared, if that is not too much."""
+        most = self._limits.picture_body if scope["path"] in PICTURE_PATHS else self._limits.body
+        declared = headers.get("content-length", [""])[0]
+        if not declared.isdecimal():
+            return most
+        if len(declared) > 12 or int(declared) > most:
+            raise _too_long(most)
+        return int(declared)
+
+    async def _body(self, headers: Mapping[str, list[str]], receive: Receive, most: int) -> bytes:
         """All of the body at once, so that nothing behind this has to fear its length."""
-        limits = self._limits
-        most = limits.picture_body if scope["path"] in PICTURE_PATHS else limits.body
-        too_long = Failure(413, "too_long", f"A request has at most {most} bytes.")
-        declared = headers.get("content-length", ["0"])[0]
-        if declared.isdecimal() and (len(declared) > 12 or int(declared) > most):
-            raise too_long
         body = bytearray()
         try:
-            async with asyncio.timeout(limits.body_seconds):
+            async with asyncio.timeout(self._limits.body_seconds):
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise Failure(400, "cut_off", "The request ended too early.")
                     body += message.get("body", b"")
                     if len(body) > most:
-                        raise too_long
+                        raise _too_long(most)
                     if not message.get("more_body", False):
                         break
         except TimeoutError:
@@ -140,6 +153,10 @@ class Guard:
         if body and len(headers.get("content-type", [])) != 1:
             raise _no_json()
         return bytes(body)
+
+
+def _too_long(most: int) -> Failure:
+    return Failure(413, "too_long", f"A request has at most {most} bytes.")
 
 
 def _no_json() -> Failure:

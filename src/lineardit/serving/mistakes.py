@@ -1,17 +1,27 @@
 """Every error of the frameworks in our own short words: theirs repeat what was sent."""
 
+from collections.abc import Mapping
+
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from lineardit.serving.failures import Failure, invalid
 from lineardit.serving.replies import json_reply
-from lineardit.serving.schema import ImageRequest, PngRequest, TextToImage
+from lineardit.serving.schema import EditRequest, ImageReference, ImageRequest, ImageToImage, PngRequest
 
 _HTTP_MESSAGES = {
     404: "There is nothing here.",
     405: "This place takes another method.",
     400: "The body of the request is no JSON that can be read.",
+}
+
+_LIMITS: Mapping[str, str] = {
+    "gt": "more than",
+    "ge": "at least",
+    "le": "at most",
+    "min_length": "at least of length",
+    "max_length": "at most of length",
 }
 
 
@@ -23,8 +33,8 @@ def add_failures(app: FastAPI) -> None:
         return json_reply(failure.body(), failure.status, failure.headers())
 
     @app.exception_handler(RequestValidationError)
-    async def not_valid(_: Request, error: RequestValidationError) -> Response:
-        failure = invalid_request(error)
+    async def not_valid(request: Request, error: RequestValidationError) -> Response:
+        failure = invalid_request(error, EditRequest if request.url.path.endswith("edits") else ImageRequest)
         return json_reply(failure.body(), failure.status)
 
     @app.exception_handler(HTTPException)
@@ -39,23 +49,28 @@ def add_failures(app: FastAPI) -> None:
         return json_reply(failure.body(), 500)
 
 
-def invalid_request(error: RequestValidationError) -> Failure:
+def invalid_request(error: RequestValidationError, kind: type[ImageRequest] = ImageRequest) -> Failure:
     """The first mistake, by the name of its field if that is one of ours, and by the rule."""
     first = error.errors()[0]
-    known = {*ImageRequest.model_fields, *TextToImage.model_fields, *PngRequest.model_fields}
+    known = {
+        *EditRequest.model_fields,
+        *ImageReference.model_fields,
+        *ImageToImage.model_fields,
+        *PngRequest.model_fields,
+    }
     field = next((str(part) for part in first["loc"] if part in known), "body")
     if first["type"] == "extra_forbidden":
-        return invalid(
-            "body", f"There is an unknown field. Known are {', '.join(ImageRequest.model_fields)}."
-        )
+        return invalid("body", f"There is an unknown field. Known are {', '.join(kind.model_fields)}.")
     rules = {"missing": "is missing", "json_invalid": "is no JSON"}
     context = first.get("ctx", {})
     if "expected" in context:
         rules["literal_error"] = f"is one of {context['expected']}"
-    for kind, words in (("ge", "at least"), ("le", "at most"), ("max_length", "at most of length")):
-        if kind in context:
-            rules[first["type"]] = f"is {words} {context[kind]}"
+    for limit, words in _LIMITS.items():
+        if limit in context:
+            rules[first["type"]] = f"is {words} {context[limit]}"
     kinds = {"string": "text", "int": "a whole number", "float": "a number", "bool": "true or false"}
-    kind = first["type"].partition("_")[0]
-    rule = rules.get(first["type"]) or (f"is {kinds[kind]}" if kind in kinds else "is not as it should be")
+    wanted = first["type"].partition("_")[0]
+    rule = rules.get(first["type"]) or (
+        f"is {kinds[wanted]}" if wanted in kinds else "is not as it should be"
+    )
     return invalid(field, f"{field} {rule}.")

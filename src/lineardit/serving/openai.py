@@ -1,4 +1,4 @@
-"""OpenAI's calls: `POST /v1/images/generations` and `GET /v1/models`, as its clients write and read them."""
+"""OpenAI's calls: `/v1/images/generations`, `/v1/images/edits`, `/v1/models`, as its clients know them."""
 
 import json
 import time
@@ -7,11 +7,12 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 
+from lineardit.serving.device import Facts
 from lineardit.serving.engine import Engine
 from lineardit.serving.failures import Failure
 from lineardit.serving.metrics import Metrics
-from lineardit.serving.replies import EventStream, datum, encoded, json_reply, while_connected
-from lineardit.serving.schema import ImageRequest, PictureFormat, openai_wish, ticket_for
+from lineardit.serving.replies import EventStream, accepted, datum, encoded, json_reply, while_connected
+from lineardit.serving.schema import EditRequest, ImageRequest, PictureFormat, openai_wish
 from lineardit.serving.ticket import Finished, Note, Partial, Progress, Ticket, Waiting
 
 
@@ -20,31 +21,33 @@ def add_openai(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
 
     @app.get("/v1/models")
     async def models() -> Response:
-        """The one model, with what it takes beside OpenAI's fields."""
-        return json_reply({"object": "list", "data": [_model(engine)]})
+        """The models, each with what it takes beside OpenAI's fields."""
+        return json_reply({"object": "list", "data": [_model(engine, facts) for facts in engine.models]})
 
     @app.get("/v1/models/{name}")
     async def model(name: str) -> Response:
         """The model of this name."""
-        found = _model(engine)
-        if name != found["id"]:
-            message = "There is no such model here. GET /v1/models lists what there is."
-            raise Failure(404, "model_not_found", message, field="model")
-        return json_reply(found)
+        return json_reply(_model(engine, engine.model(name)))
 
     @app.post("/v1/images/generations")
     async def generate(wanted: ImageRequest, request: Request) -> Response:
         """Pictures from a prompt, in base64; with `stream`, one event after the other."""
-        assert engine.facts is not None
-        wish = openai_wish(wanted, engine.facts)
+        return await answered(wanted, request, None)
+
+    @app.post("/v1/images/edits")
+    async def edit(wanted: EditRequest, request: Request) -> Response:
+        """The same from a picture to start from."""
+        return await answered(wanted, request, wanted.images[0].image_url)
+
+    async def answered(wanted: ImageRequest, request: Request, initial: str | None) -> Response:
         progress = bool(wanted.stream and wanted.progress)
-        ticket = ticket_for(
-            wish, engine.facts, engine.config.limits, partials=wanted.partial_images or 0, previews=progress
-        )
         picture_format: PictureFormat = wanted.output_format or "png"
-        engine.submit(ticket)
+        ticket = await accepted(
+            engine, openai_wish(wanted), initial, partials=wanted.partial_images or 0, previews=progress
+        )
         if wanted.stream:
-            events = _openai_events(ticket, picture_format, wanted.output_compression, progress)
+            kind = "image_generation" if initial is None else "image_edit"
+            events = _openai_events(ticket, kind, picture_format, wanted.output_compression, progress)
             return EventStream(_kept(events, request, ticket, engine, metrics))
         found: dict[int, dict[str, Any]] = {}
         notes = []
@@ -70,7 +73,7 @@ def add_openai(app: FastAPI, engine: Engine, metrics: Metrics) -> None:
 
 
 async def _openai_events(
-    ticket: Ticket, picture_format: PictureFormat, quality: int | None, progress: bool
+    ticket: Ticket, kind: str, picture_format: PictureFormat, quality: int | None, progress: bool
 ) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
     """What happens to a request, as OpenAI's events, and as ours where `progress` asks for them."""
     try:
@@ -92,9 +95,9 @@ async def _openai_events(
                     about |= {"output_format": picture_format, "background": "opaque", "index": event.index}
                     if isinstance(event, Partial):
                         about["partial_image_index"] = event.number
-                        yield "image_generation.partial_image", {**made, **about}
+                        yield f"{kind}.partial_image", {**made, **about}
                     else:
-                        yield "image_generation.completed", {**made, **about, "usage": _usage()}
+                        yield f"{kind}.completed", {**made, **about, "usage": _usage()}
     except Failure as failure:
         yield "error", failure.body()
 
@@ -112,9 +115,8 @@ async def _kept(
             yield f"event: {name}\ndata: {json.dumps({'type': name, **data})}\n\n".encode()
 
 
-def _model(engine: Engine) -> dict[str, Any]:
-    facts, limits = engine.facts, engine.config.limits
-    assert facts is not None
+def _model(engine: Engine, facts: Facts) -> dict[str, Any]:
+    limits = engine.config.limits
     takes = {
         "unit": facts.unit,
         "size": facts.size,

@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from lineardit.config.serving import Limits
+from lineardit.data.picture_files import fitted, read_picture
 from lineardit.errors import InputError
 from lineardit.interop.png_text import PictureText, png_text, read_png_text
 from lineardit.serving.failures import Failure, invalid
@@ -41,12 +42,7 @@ def encode(
 
 def read_settings(text: str, limits: Limits) -> PictureText:
     """What a PNG file in base64 says of itself. Its pixels are never decoded. Raises `Failure`."""
-    if text[:5] == "data:":
-        text = text.partition(",")[2]
-    try:
-        content = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise invalid("image", "The picture is not in base64.") from None
+    content = _decoded(text)
     if not content.startswith(_PNG_START) or len(content) < 33:
         raise invalid("image", "The picture is no PNG file.")
     width, height = int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big")
@@ -59,6 +55,33 @@ def read_settings(text: str, limits: Limits) -> PictureText:
     except InputError:
         message = "The picture says nothing of how it was made, or is damaged."
         raise Failure(422, "no_settings", message, field="image") from None
+
+
+def read_initial(text: str, limits: Limits) -> Image.Image:
+    """A picture to start from, in base64: decoded only after its header was checked. Raises `Failure`."""
+    content = _decoded(text)
+    try:
+        return read_picture(content, limits.initial_pixels)
+    except InputError:
+        most = limits.initial_pixels
+        message = f"The picture is damaged, no PNG, JPEG or WebP file, or of more than {most} pixels."
+        raise invalid("image", message) from None
+
+
+def brought_to(picture: Image.Image, width: int, height: int, stretches: bool) -> Pixels:
+    """A picture in another size."""
+    if stretches and picture.size != (width, height):
+        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
+    return Pixels(width, height, fitted(picture, width, height).tobytes())
+
+
+def _decoded(text: str) -> bytes:
+    if text[:5] == "data:":
+        text = text.partition(",")[2]
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise invalid("image", "The picture is not in base64.") from None
 
 
 @cache

@@ -12,13 +12,15 @@ from lineardit.serving.engine import Engine
 from lineardit.serving.failures import late
 from lineardit.serving.guard import Receive, Scope, Send
 from lineardit.serving.metrics import Metrics
-from lineardit.serving.pictures import encode
-from lineardit.serving.schema import PictureFormat
+from lineardit.serving.pictures import brought_to, encode, read_initial
+from lineardit.serving.schema import PictureFormat, Wish, ticket_for
 from lineardit.serving.ticket import Picture, Pixels, Ticket
 
 
 def json_reply(
-    content: Mapping[str, Any], status: int = 200, headers: Mapping[str, str] | None = None
+    content: Mapping[str, Any] | list[dict[str, Any]],
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
 ) -> Response:
     """An answer."""
     return Response(json.dumps(content), status, dict(headers or {}), "application/json")
@@ -35,6 +37,27 @@ async def datum(
 async def encoded(pixels: Pixels) -> str:
     """A PNG in base64, without settings."""
     return await asyncio.to_thread(encode, pixels)
+
+
+async def accepted(
+    engine: Engine, wish: Wish, initial: str | None = None, *, partials: int = 0, previews: bool = False
+) -> Ticket:
+    """Check a request against model and limits and queue it. Raises `Failure`.
+
+    `initial` is a picture to start from in base64; it is decoded only if everything else is in order.
+    """
+    facts, limits = engine.model(wish.model), engine.config.limits
+    ticket = ticket_for(wish, facts, limits, partials=partials, previews=previews)
+    if initial is not None:
+        engine.check_place(wish.count)
+        picture = await asyncio.to_thread(read_initial, initial, limits)
+        ticket = ticket_for(wish, facts, limits, shape=picture.size, partials=partials, previews=previews)
+        size = ticket.pictures[0].settings["width"], ticket.pictures[0].settings["height"]
+        pixels = await asyncio.to_thread(brought_to, picture, *size, wish.stretches)
+        for each in ticket.pictures:
+            each.initial = pixels
+    engine.submit(ticket)
+    return ticket
 
 
 @asynccontextmanager

@@ -8,17 +8,21 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from lineardit.config.serving import Limits
+from lineardit.config.steps import steps_drawn
 from lineardit.serving.device import Facts
-from lineardit.serving.failures import Failure, invalid
+from lineardit.serving.failures import invalid
 from lineardit.serving.ticket import Picture, Ticket
 
 LARGEST_SEED = 2**63 - 1
+STRENGTH = 0.6
+"""How much of a picture to start from is drawn anew where nothing is said; as in `lineardit.pipeline`."""
 DRAWN_SEEDS = 2**32
 """Seeds that the server draws stay below, so that every program can hold them."""
 
 PictureFormat = Literal["png", "jpeg", "webp"]
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Scale = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
+Strength = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 
 
 class ImageRequest(BaseModel):
@@ -67,6 +71,24 @@ class ImageRequest(BaseModel):
     """Ours: in a stream, also tell the place in the queue and every step, with a small preview."""
 
 
+class ImageReference(BaseModel):
+    """One of the `images` of an edit."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    image_url: str
+    """A data URL with a PNG, JPEG or WebP file in base64; nothing is ever fetched from an address."""
+
+
+class EditRequest(ImageRequest):
+    """The body of OpenAI's `POST /v1/images/edits` in JSON: a picture to start from."""
+
+    images: Annotated[list[ImageReference], Field(min_length=1, max_length=1)]
+    """Exactly one."""
+    strength: Strength | None = None
+    """Ours: how much of it is drawn anew, above 0 and at most 1; 0.6 unless given."""
+
+
 class TextToImage(BaseModel):
     """The body of AUTOMATIC1111's `POST /sdapi/v1/txt2img`.
 
@@ -96,6 +118,20 @@ class TextToImage(BaseModel):
     subseed_strength: Annotated[float, Field(ge=0, le=0)] | None = None
     alwayson_scripts: Annotated[dict[str, Any], Field(max_length=0)] | None = None
     script_name: Literal[""] | None = None
+    override_settings: dict[str, Any] | None = None
+    """Of it, `sd_model_checkpoint` names one of the models."""
+
+
+class ImageToImage(TextToImage):
+    """The body of AUTOMATIC1111's `POST /sdapi/v1/img2img`."""
+
+    init_images: Annotated[list[str], Field(min_length=1, max_length=1)]
+    """Exactly one, in base64; a data URL is taken as well."""
+    denoising_strength: Strength | None = None
+    """How much of it is drawn anew; 0.75 unless given, as there."""
+    resize_mode: Literal[0, 1] | None = None
+    """0 stretches the picture to width and height, 1 cuts it; 0 unless given, as there."""
+    mask: None = None
 
 
 class PngRequest(BaseModel):
@@ -119,18 +155,21 @@ class Wish(BaseModel):
     guidance_scale: float | None = None
     sampler: str | None = None
     seed: int | None = None
+    model: str | None = None
+    strength: float | None = None
+    """Given where there is a picture to start from."""
+    stretches: bool = False
+    """Whether that picture is stretched to another shape, rather than cut."""
 
 
 # Samplers as AUTOMATIC1111 calls them, without blanks and in small letters.
 _THEIR_SAMPLERS: Mapping[str, str | None] = {"dpm++2m": "dpm++", "automatic": None, "": None}
+_THEIR_STRENGTH = 0.75
 _SIZE = re.compile(r"([1-9][0-9]{0,5})x([1-9][0-9]{0,5})", re.ASCII)
 
 
-def openai_wish(request: ImageRequest, facts: Facts) -> Wish:
+def openai_wish(request: ImageRequest) -> Wish:
     """What a request of OpenAI's asks for. Raises `Failure`."""
-    if request.model is not None and request.model != facts.name:
-        message = "There is no such model here. GET /v1/models lists what there is."
-        raise Failure(404, "model_not_found", message, field="model")
     if request.partial_images and not request.stream:
         raise invalid("partial_images", "partial_images needs stream=true.")
     width = height = None
@@ -149,11 +188,17 @@ def openai_wish(request: ImageRequest, facts: Facts) -> Wish:
         guidance_scale=request.guidance_scale,
         sampler=request.sampler,
         seed=request.seed,
+        model=request.model,
+        strength=(request.strength or STRENGTH) if isinstance(request, EditRequest) else None,
     )
 
 
 def a1111_wish(request: TextToImage) -> Wish:
-    """What a request of AUTOMATIC1111's asks for."""
+    """What a request of AUTOMATIC1111's asks for. Raises `Failure`."""
+    model = (request.override_settings or {}).get("sd_model_checkpoint")
+    if not isinstance(model, str | None):
+        raise invalid("override_settings", "override_settings.sd_model_checkpoint is the name of a model.")
+    over = request if isinstance(request, ImageToImage) else None
     name = (request.sampler_name or request.sampler_index or "").lower().replace(" ", "")
     return Wish(
         prompt=request.prompt,
@@ -165,18 +210,31 @@ def a1111_wish(request: TextToImage) -> Wish:
         guidance_scale=request.cfg_scale,
         sampler=_THEIR_SAMPLERS.get(name, name),
         seed=None if request.seed in (None, -1) else request.seed,
+        model=model or None,
+        strength=None if over is None else over.denoising_strength or _THEIR_STRENGTH,
+        stretches=over is not None and not over.resize_mode,
     )
 
 
 def ticket_for(
-    wish: Wish, facts: Facts, limits: Limits, *, partials: int = 0, previews: bool = False
+    wish: Wish,
+    facts: Facts,
+    limits: Limits,
+    *,
+    shape: tuple[int, int] | None = None,
+    partials: int = 0,
+    previews: bool = False,
 ) -> Ticket:
-    """The pictures of a request, each with all of its settings, or the `Failure` that says what is wrong."""
+    """The pictures of a request, each with all of its settings, or the `Failure` that says what is wrong.
+
+    `shape` is width and height of a picture to start from: its ratio holds where no size is asked for.
+    """
     _check_text("prompt", wish.prompt, limits)
     _check_text("negative_prompt", wish.negative_prompt, limits)
     if not wish.prompt.strip():
         raise invalid("prompt", "The prompt is empty. Say what to draw.")
-    width, height = wish.width or facts.size, wish.height or facts.size
+    usual = (facts.size, facts.size) if shape is None else _of_ratio(shape, facts)
+    width, height = wish.width or usual[0], wish.height or usual[1]
     steps = wish.num_inference_steps or facts.num_inference_steps
     scale = facts.guidance_scale if wish.guidance_scale is None else wish.guidance_scale
     if width % facts.unit or height % facts.unit:
@@ -209,9 +267,19 @@ def ticket_for(
             "sampler": sampler,
             "seed": seed + index,
             "model": facts.name,
+            "strength": wish.strength,
         }
-        ticket.pictures.append(Picture(ticket, index, settings, partials=partial_steps(steps, partials)))
+        drawn = partial_steps(steps_drawn(steps, wish.strength), partials)
+        ticket.pictures.append(Picture(ticket, index, settings, partials=drawn))
     return ticket
+
+
+def _of_ratio(shape: tuple[int, int], facts: Facts) -> tuple[int, int]:
+    """Width and height of about the model's number of pixels, in the ratio of a picture, at most 4 to 1."""
+    ratio = min(4.0, max(0.25, shape[0] / shape[1]))
+    sides = (facts.size * ratio**0.5, facts.size / ratio**0.5)
+    width, height = (max(1, round(side / facts.unit)) * facts.unit for side in sides)
+    return width, height
 
 
 def partial_steps(steps: int, wanted: int) -> tuple[int, ...]:

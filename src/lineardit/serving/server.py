@@ -94,6 +94,13 @@ def _listen(config: ServingConfig) -> socket.socket:
         ) from None
 
 
+def free_port(config: ServingConfig) -> int:
+    """The port to listen on, chosen if it is 0. Raises `InputError` where another has it."""
+    with _listen(config) as listener:
+        port: int = listener.getsockname()[1]
+    return port
+
+
 class _Server(uvicorn.Server):
     """uvicorn, with an end in which nothing that was accepted is lost."""
 

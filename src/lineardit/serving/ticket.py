@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from lineardit.config.steps import steps_drawn
 from lineardit.serving.failures import Failure
 
 
@@ -72,6 +73,8 @@ class Picture:
     """Which of the request."""
     settings: Mapping[str, Any]
     """The fields of `lineardit.pipeline.Settings`."""
+    initial: Pixels | None = None
+    """What to start from, in the size of the picture."""
     partials: Sequence[int] = ()
     """Steps after which it is decoded and shown."""
     attempts: int = 0
@@ -83,14 +86,19 @@ class Picture:
     @property
     def kind(self) -> tuple[object, ...]:
         """Pictures of one kind are denoised together: the work is the same, number by number."""
-        names = ("height", "width", "num_inference_steps", "sampler")
+        names = ("model", "height", "width", "num_inference_steps", "sampler", "strength")
         return (*(self.settings[name] for name in names), self.settings["guidance_scale"] != 1)
+
+    @property
+    def steps(self) -> int:
+        """Steps that are computed."""
+        return steps_drawn(self.settings["num_inference_steps"], self.settings["strength"])
 
     @property
     def work(self) -> int:
         """Pixels times steps."""
         size: int = self.settings["height"] * self.settings["width"]
-        return size * int(self.settings["num_inference_steps"])
+        return size * self.steps
 
 
 @dataclass(eq=False)

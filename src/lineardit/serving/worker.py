@@ -1,9 +1,9 @@
 """The process that owns one device: `python -m lineardit.serving.worker`, spoken to in frames over its pipes.
 
-    in    load     model, name, device, dtype, batch        once, first
-          draw     batch, jobs, partials, previews
+    in    load     models, device, dtype, batch             once, first: {name: place}
+          draw     batch, jobs, partials, previews          bytes: pixels to start from, if any
           cancel   batch, row
-    out   ready    what the model takes, and how many pictures are drawn together
+    out   ready    models: what each takes, and how many pictures are drawn together
           step     batch, step, total, rows                 bytes: previews of these rows, if wanted
           note     batch, row, text
           partial  batch, row, number, width, height        bytes: pixels
@@ -28,6 +28,7 @@ from io import BufferedIOBase
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from lineardit.data.pictures import to_picture
@@ -35,7 +36,7 @@ from lineardit.diffusion.samplers import SAMPLERS
 from lineardit.diffusion.states import State
 from lineardit.errors import LineardiTError, NotFiniteError
 from lineardit.pipeline import CONSISTENCY, Pipeline, Settings
-from lineardit.serving.frames import FrameError, pack, read_frame
+from lineardit.serving.frames import Frame, FrameError, pack, read_frame
 from lineardit.serving.preview import Colours
 from lineardit.text.embedding import TextEmbedding
 
@@ -50,11 +51,11 @@ class Orders:
 
     def __init__(self, stream: BufferedIOBase) -> None:
         self._stream = stream
-        self._waiting: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[Frame] = queue.SimpleQueue()
         self._cancelled: set[tuple[int, int]] = set()
         threading.Thread(target=self._read, daemon=True).start()
 
-    def next(self) -> dict[str, Any]:
+    def next(self) -> Frame:
         """The next message that asks for work."""
         return self._waiting.get()
 
@@ -73,7 +74,7 @@ class Orders:
                 if message["type"] == "cancel":
                     self._cancelled.add((message["batch"], message["row"]))
                 else:
-                    self._waiting.put(message)
+                    self._waiting.put(frame)
         except (FrameError, OSError, KeyError):
             pass
         # The server is gone: nobody is left to draw for.
@@ -81,21 +82,22 @@ class Orders:
 
 
 class Worker:
-    """A loaded model that draws batches and says what it does."""
+    """Loaded models that draw batches and say what they do."""
 
-    def __init__(self, pipe: Pipeline, orders: Orders, output: BufferedIOBase, together: int) -> None:
-        self._pipe, self._orders, self._output = pipe, orders, output
-        self._together = 1 if pipe.device.type == "cpu" else together
-        self._colours = Colours.fit(pipe.autoencoder)
+    def __init__(
+        self, pipes: Mapping[str, Pipeline], orders: Orders, output: BufferedIOBase, together: int
+    ) -> None:
+        self._pipes, self._orders, self._output, self._together = pipes, orders, output, together
+        self._colours = {name: Colours.fit(pipe.autoencoder) for name, pipe in pipes.items()}
 
-    def facts(self) -> dict[str, Any]:
-        """What the server has to know to check requests."""
-        pipe = self._pipe
+    def facts(self, name: str) -> dict[str, Any]:
+        """What the server has to know of a model to check requests."""
+        pipe = self._pipes[name]
         return {
-            "name": pipe.name,
+            "name": name,
             "device": str(pipe.device),
             "dtype": str(pipe.dtype).removeprefix("torch."),
-            "batch": self._together,
+            "batch": 1 if pipe.device.type == "cpu" else self._together,
             "unit": pipe.autoencoder.config.stride * pipe.transformer.config.patch_size,
             "size": pipe.sampling.size,
             "num_inference_steps": pipe.sampling.num_inference_steps,
@@ -107,12 +109,12 @@ class Worker:
 
     def serve(self) -> None:
         """Draw what is asked for until the input ends."""
-        self.say({"type": "ready", **self.facts()})
+        self.say({"type": "ready", "models": [self.facts(name) for name in self._pipes]})
         while True:
-            order = self._orders.next()
+            order, payload = self._orders.next()
             batch = order["batch"]
             try:
-                self._draw(order)
+                self._draw(order, payload)
             except LineardiTError as error:
                 self._failed(batch, type(error).__name__, str(error))
             except torch.OutOfMemoryError:
@@ -133,52 +135,55 @@ class Worker:
     def _failed(self, batch: int, kind: str, message: str) -> None:
         self.say({"type": "failed", "batch": batch, "kind": kind, "message": message})
 
-    def _draw(self, order: Mapping[str, Any]) -> None:
+    def _draw(self, order: Mapping[str, Any], payload: bytes) -> None:
         batch: int = order["batch"]
         jobs = [Settings(**job) for job in order["jobs"]]
+        name = jobs[0].model
+        pipe = self._pipes[name]
+        initial = pipe.encode(_pictures(payload, jobs), jobs[0]) if payload else None
         partials: list[list[int]] = order["partials"]
         wants_preview: list[bool] = order["previews"]
         shown = 0.0
-        for state in self._pipe.states(jobs, self._embed(batch, jobs)):
+        for state in pipe.states(jobs, self._embed(pipe, batch, jobs), initial):
             rows = [row for row in range(len(jobs)) if not self._orders.is_cancelled(batch, row)]
             if not rows:
                 return
             if state.step == state.total:
-                self._step(batch, state, [])
+                self._step(batch, state, [], self._colours[name])
                 for row in rows:
-                    self._picture("picture", batch, row, state.latents)
+                    self._picture(pipe, "picture", batch, row, state.latents)
                 return
             looking = [row for row in rows if wants_preview[row]]
             if looking and time.monotonic() - shown < _PREVIEW_SECONDS:
                 looking = []
             elif looking:
                 shown = time.monotonic()
-            self._step(batch, state, looking)
+            self._step(batch, state, looking, self._colours[name])
             for row in rows:
                 if state.step in partials[row]:
                     number = partials[row].index(state.step)
-                    self._picture("partial", batch, row, state.denoised, number=number)
+                    self._picture(pipe, "partial", batch, row, state.denoised, number=number)
 
-    def _embed(self, batch: int, jobs: Sequence[Settings]) -> TextEmbedding:
+    def _embed(self, pipe: Pipeline, batch: int, jobs: Sequence[Settings]) -> TextEmbedding:
         """Each prompt read alone, so that its embedding is the same in any batch, then padded together."""
         found = []
         for row, job in enumerate(jobs):
             with _warnings_of("lineardit.text") as warnings:
-                found.append(self._pipe.embed([job]))
+                found.append(pipe.embed([job]))
             for text in warnings:
                 note = {"type": "note", "batch": batch, "row": row, "text": text[:_LONGEST_NOTE]}
                 self.say(note)
         return _stacked(found)
 
-    def _step(self, batch: int, state: State, looking: Sequence[int]) -> None:
+    def _step(self, batch: int, state: State, looking: Sequence[int], paint: Colours) -> None:
         height, width = state.denoised.shape[-2:]
-        colours = [self._colours(state.denoised[row]).contiguous().numpy().tobytes() for row in looking]
+        colours = [paint(state.denoised[row]).contiguous().numpy().tobytes() for row in looking]
         message = {"type": "step", "batch": batch, "step": state.step, "total": state.total}
         self.say({**message, "rows": list(looking), "width": width, "height": height}, b"".join(colours))
 
-    def _picture(self, kind: str, batch: int, row: int, latents: Tensor, **more: int) -> None:
+    def _picture(self, pipe: Pipeline, kind: str, batch: int, row: int, latents: Tensor, **more: int) -> None:
         # Decoded alone, so that the pixels are the same in any batch.
-        pixels = self._pipe.decode(latents[row : row + 1])[0]
+        pixels = pipe.decode(latents[row : row + 1])[0]
         if not torch.isfinite(pixels).all():
             raise NotFiniteError("the picture has pixels that are no numbers: try another dtype.")
         picture = to_picture(pixels)
@@ -187,24 +192,34 @@ class Worker:
 
 
 def main() -> None:
-    """Load the model that the first frame names, then draw until the input ends."""
+    """Load the models that the first frame names, then draw until the input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     # Whatever a library prints must not get between frames.
     output = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     orders = Orders(os.fdopen(os.dup(0), "rb"))
-    order = orders.next()
+    order = orders.next().message
     try:
-        pipe = Pipeline.from_pretrained(order["model"], device=order["device"], dtype=order["dtype"])
-        pipe.name = order["name"]
-        worker = Worker(pipe, orders, output, order["batch"])
+        pipes = {
+            name: Pipeline.from_pretrained(place, device=order["device"], dtype=order["dtype"])
+            for name, place in order["models"].items()
+        }
+        worker = Worker(pipes, orders, output, order["batch"])
     except LineardiTError as error:
         failed = {"type": "failed", "batch": None, "kind": type(error).__name__, "message": str(error)}
         output.write(pack(failed))
         output.flush()
         return
     worker.serve()
+
+
+def _pictures(payload: bytes, jobs: Sequence[Settings]) -> list[Image.Image]:
+    """Pixels to start from, one picture after the other, each of the size of its job."""
+    sizes = [(job.width, job.height) for job in jobs]
+    each = len(payload) // len(jobs)
+    parts = [payload[each * row : each * (row + 1)] for row in range(len(jobs))]
+    return [Image.frombytes("RGB", size, part) for size, part in zip(sizes, parts, strict=True)]
 
 
 def _stacked(found: Sequence[TextEmbedding]) -> TextEmbedding:

@@ -7,7 +7,10 @@ const MOST_KEPT = 500;
 const SEEDS = 2 ** 32;
 const NOTHING = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7";
 
+let models = [];
 let takes = null;
+// The picture to start from, as a data URL.
+let start = null;
 
 // The API, with the key if there is one.
 
@@ -92,13 +95,55 @@ function settings() {
     sampler: field("sampler"),
     seed: Number(field("seed")),
     n: Number(field("count")),
+    ...(models.length > 1 && { model: field("models") }),
+    ...(start && { strength: Number(field("strength")) }),
   };
+}
+
+function chooseModel(name) {
+  const model = models.find((each) => each.id === name) ?? models[0];
+  takes = model.takes;
+  byId("models").value = model.id;
+  byId("model").textContent = `model ${model.id}`;
+  byId("steps").max = takes.limits.steps;
+  byId("steps").value = takes.num_inference_steps;
+  byId("guidance").value = takes.guidance_scale;
+  byId("count").max = takes.limits.pictures;
+  byId("prompt").maxLength = byId("negative").maxLength = takes.limits.prompt;
+  options(byId("sampler"), takes.samplers, takes.sampler);
+  offerSides(takes.size);
+  showPixels();
+}
+
+const showShare = () => (byId("share").value = `${Math.round(100 * field("strength"))} %`);
+
+// Start from a picture, or from none.
+async function startFrom(file) {
+  start = file ? await asAddress(file) : null;
+  byId("start-shown").hidden = !start;
+  if (!start) return byId("start-picture").removeAttribute("src");
+  const picture = byId("start-picture");
+  picture.src = start;
+  try {
+    await picture.decode();
+  } catch {
+    await startFrom(null);
+    throw new Refused("This file cannot be read as a picture.");
+  }
+  const distance = (ratio) => {
+    const [across, down] = ratio.value.split(":").map(Number);
+    return Math.abs(Math.log((across / down) * (picture.naturalHeight / picture.naturalWidth)));
+  };
+  const nearest = [...byId("ratio").options].reduce((one, other) => (distance(other) < distance(one) ? other : one));
+  byId("ratio").value = nearest.value;
+  showPixels();
 }
 
 // Fill the form from the settings of a picture, ours or of another program's; returns what could not be taken over.
 function restore(found) {
   const missed = [];
-  const number = (value) => (value === undefined || value === "" ? NaN : Number(value));
+  const number = (value) => (value === undefined || value === "" || value === null ? NaN : Number(value));
+  if (models.some((each) => each.id === found.model)) chooseModel(found.model);
   byId("prompt").value = found.prompt ?? "";
   byId("negative").value = found.negative_prompt ?? "";
   byId("negative-part").open = Boolean(found.negative_prompt);
@@ -117,6 +162,7 @@ function restore(found) {
   if (size) [width, height] = [Number(size[1]), Number(size[2])];
   if (!chooseSize(width, height)) missed.push("size");
   byId("count").value = 1;
+  if (Number.isFinite(number(found.strength))) missed.push("the picture that it started from");
   return missed;
 }
 
@@ -151,6 +197,7 @@ async function draw() {
   byId("message").textContent = "";
   if (byId("each").checked) newSeed();
   const wanted = settings();
+  const initial = start;
   const [width, height] = sides();
   const run = byId("run-template").content.firstElementChild.cloneNode(true);
   const [state, bar, stop] = [run.querySelector(".run-state"), run.querySelector("progress"), run.querySelector("button")];
@@ -187,7 +234,8 @@ async function draw() {
       case "lineardit.note":
         byId("message").textContent = event.text;
         break;
-      case "image_generation.completed": {
+      case "image_generation.completed":
+      case "image_edit.completed": {
         pictures[event.index].remove();
         show(event.index, 1, 1);
         await keep(asBlob(event.b64_json), { ...wanted, seed: wanted.seed + event.index, width, height, n: 1 });
@@ -200,8 +248,10 @@ async function draw() {
   };
 
   try {
-    const body = JSON.stringify({ ...wanted, stream: true, progress: true });
-    const answer = await call("/v1/images/generations", { method: "POST", body, signal: abort.signal });
+    const images = initial && [{ image_url: initial }];
+    const body = JSON.stringify({ ...wanted, stream: true, progress: true, ...(images && { images }) });
+    const path = images ? "/v1/images/edits" : "/v1/images/generations";
+    const answer = await call(path, { method: "POST", body, signal: abort.signal });
     for await (const event of events(answer)) await react(event);
     if (done.some((share) => share < 1)) throw new Refused("The connection ended early.");
     run.remove();
@@ -276,6 +326,7 @@ function hang({ id, blob, about }) {
   });
   const actions = {
     large: () => showLarge(address, about),
+    start: () => startFrom(blob).then(() => byId("start-file").scrollIntoView({ block: "nearest" })),
     copy: () => copy(blob),
     remove: () => takeDown(item),
   };
@@ -312,25 +363,52 @@ async function copy(blob) {
   }
 }
 
-// A PNG that was dropped or chosen gives its settings.
+// A PNG that was dropped or chosen gives its settings; a picture that has none is one to start from.
 
-async function readFile(file) {
+function asAddress(file) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(reader.error);
+    reader.readAsDataURL(file);
+  });
+}
+
+async function settingsOf(file) {
+  const address = await asAddress(file);
+  const body = JSON.stringify({ image: address.slice(address.indexOf(",") + 1) });
+  return (await call("/sdapi/v1/png-info", { method: "POST", body })).json();
+}
+
+async function saying(work) {
   byId("message").textContent = "";
   try {
-    const address = await new Promise((resolve, reject) => {
-      const reader = new FileReader();
-      reader.onload = () => resolve(reader.result);
-      reader.onerror = () => reject(reader.error);
-      reader.readAsDataURL(file);
-    });
-    const body = JSON.stringify({ image: address.slice(address.indexOf(",") + 1) });
-    const found = await (await call("/sdapi/v1/png-info", { method: "POST", body })).json();
-    told(restore(found.lineardit ?? found.parameters));
-    byId("prompt").focus();
+    await work();
   } catch (error) {
     byId("message").textContent = error instanceof Refused ? error.message : "This file cannot be read.";
   }
 }
+
+const readFile = (file) => saying(async () => {
+  const found = await settingsOf(file);
+  told(restore(found.lineardit ?? found.parameters));
+  byId("prompt").focus();
+});
+
+const startFromFile = (file) => saying(async () => {
+  await startFrom(file);
+  byId("news").textContent = "Starts from this picture";
+});
+
+const takeDropped = (file) => saying(async () => {
+  const found = await settingsOf(file).catch((error) => {
+    if (error instanceof Refused) return null;
+    throw error;
+  });
+  if (found) told(restore(found.lineardit ?? found.parameters));
+  else await startFromFile(file);
+  byId("prompt").focus();
+});
 
 function told(missed) {
   byId("message").textContent = missed.length ? `Not taken over: ${missed.join(", ")}.` : "";
@@ -356,6 +434,13 @@ function listen() {
     if (event.target.files[0]) readFile(event.target.files[0]);
     event.target.value = "";
   });
+  byId("start-file").addEventListener("change", (event) => {
+    if (event.target.files[0]) startFromFile(event.target.files[0]);
+    event.target.value = "";
+  });
+  byId("start-off").addEventListener("click", () => startFrom(null));
+  byId("strength").addEventListener("input", showShare);
+  byId("models").addEventListener("change", () => chooseModel(field("models")));
   byId("clear").addEventListener("click", async () => {
     if (!confirm("Remove all pictures from the gallery?")) return;
     await stored("readwrite", (store) => store.clear());
@@ -366,7 +451,8 @@ function listen() {
     document.addEventListener(kind, (event) => {
       event.preventDefault();
       document.body.classList.toggle("dropping", kind === "dragover");
-      if (kind === "drop" && event.dataTransfer.files[0]) readFile(event.dataTransfer.files[0]);
+      const file = kind === "drop" && event.dataTransfer.files[0];
+      if (file) (byId("start").contains(event.target) ? startFromFile : takeDropped)(file);
     });
   }
   byId("theme").value = localStorage.getItem("theme") ?? "";
@@ -378,26 +464,20 @@ function listen() {
   paint();
 }
 
-async function start() {
+async function begin() {
   listen();
+  showShare();
   for (const entry of await stored("readonly", (store) => store.getAll()).catch(() => [])) hang(entry);
   showEmptiness();
   try {
-    const model = (await (await call("/v1/models")).json()).data[0];
-    takes = model.takes;
-    byId("model").textContent = `model ${model.id}`;
-    byId("steps").max = takes.limits.steps;
-    byId("steps").value = takes.num_inference_steps;
-    byId("guidance").value = takes.guidance_scale;
-    byId("count").max = takes.limits.pictures;
-    byId("prompt").maxLength = byId("negative").maxLength = takes.limits.prompt;
-    options(byId("sampler"), takes.samplers, takes.sampler);
-    offerSides(takes.size);
-    showPixels();
+    models = (await (await call("/v1/models")).json()).data;
+    options(byId("models"), models.map((each) => each.id), models[0].id);
+    byId("models-part").hidden = models.length < 2;
+    chooseModel(models[0].id);
     newSeed();
   } catch (error) {
     byId("message").textContent = error instanceof Refused ? error.message : "The server cannot be reached.";
   }
 }
 
-start();
+begin();
