@@ -87,6 +87,9 @@ def test_settings_tell_all_that_decided_a_picture(pipe: Pipeline, tiny_model: Pa
         "seed": 4,
         "model": str(tiny_model),
         "strength": None,
+        "controlnet_conditioning_scale": None,
+        "guidance_interval": (0.0, 1.0),
+        "step_cache": 0.0,
     }
 
 
@@ -246,3 +249,40 @@ def test_a_model_that_says_nonsense_of_its_sampling_is_damaged(damaged: Path, sa
     (damaged / "lineardit.json").write_text(json.dumps(index), "utf-8")
     with pytest.raises(CheckpointError, match="lineardit.json is damaged: about.sampling"):
         Pipeline.from_pretrained(damaged)
+
+
+@pytest.mark.parametrize("changes", [{"guidance_interval": (0.0, 1.0)}, {"step_cache": 0.0}])
+def test_a_trade_that_is_off_changes_no_bit(pipe: Pipeline, changes: dict[str, Any]) -> None:
+    assert torch.equal(latents(pipe, CAT, **changes), latents(pipe, CAT))
+
+
+def test_outside_of_its_interval_guidance_is_off(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = []
+    forward = type(pipe.transformer).forward
+
+    def seen(self: Any, shown: torch.Tensor, *given: Any) -> Any:
+        batches.append(len(shown))
+        return forward(self, shown, *given)
+
+    monkeypatch.setattr(type(pipe.transformer), "forward", seen)
+    guided = latents(pipe, CAT)
+    assert batches == [2, 2, 2]
+    batches.clear()
+    partly = latents(pipe, CAT, guidance_interval=(0.5, 1.0))
+    assert set(batches) == {1, 2} and len(batches) == 3
+    assert not torch.allclose(guided, partly, atol=1e-3)
+    monkeypatch.undo()
+    never = latents(pipe, CAT, guidance_interval=(0.0, 1e-6))
+    torch.testing.assert_close(never, latents(pipe, CAT, guidance_scale=1.0), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"guidance_interval": (0.7, 0.3)}, "does not rise within 0 and 1"),
+        ({"step_cache": -1.0}, "step_cache=-1.0 is not 0 or more"),
+    ],
+)
+def test_a_trade_out_of_range_is_refused(pipe: Pipeline, changes: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(InputError, match=complaint):
+        pipe.plan(CAT, **changes)

@@ -17,7 +17,7 @@ from lineardit.autoencoder.model import Autoencoder
 from lineardit.config.steps import steps_drawn
 from lineardit.data.picture_files import fitted
 from lineardit.data.pictures import to_picture, to_pixels
-from lineardit.diffusion.guidance import guided
+from lineardit.diffusion.guidance import Interval, guided
 from lineardit.diffusion.paths import Velocity
 from lineardit.diffusion.randomness import StepNoise, seeded_noise
 from lineardit.diffusion.samplers import sampler_named
@@ -56,6 +56,7 @@ from lineardit.nn.finite import check_parameters, finite_outputs
 from lineardit.text.embedding import TextEmbedding, TextEncoder
 from lineardit.text.prompt import check_prompts
 from lineardit.transformer.controlnet import ControlNet
+from lineardit.transformer.generation import PromptReading, StepCache
 from lineardit.transformer.model import Transformer
 
 BUNDLED = "emoji"
@@ -86,6 +87,10 @@ class Settings:
     """Where an initial picture was given: the share of the steps that was drawn over it, in (0, 1]."""
     controlnet_conditioning_scale: float | None = None
     """Where a control picture was given: what the ControlNet's additions are multiplied by."""
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    """The times, 0 the picture and 1 noise, in which guidance applies; outside only the prompt counts."""
+    step_cache: float = 0.0
+    """How far the first block's addition may change before the middle blocks run again; 0 is exact."""
 
     @property
     def steps_drawn(self) -> int:
@@ -276,6 +281,8 @@ class Pipeline:
         seed: int | Sequence[int] = 0,
         sampler: str | None = None,
         image: Image.Image | None = None,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        step_cache: float = 0.0,
         strength: float | None = None,
         control_image: Image.Image | None = None,
         controlnet_conditioning_scale: float = 1.0,
@@ -294,6 +301,10 @@ class Pipeline:
         1 - `strength` of the steps (0.6 where nothing is said), and denoised from there. `control_image` is
         what a ControlNet follows (edges, depth or poses, as it was trained), brought to this size as well.
 
+        Two settings trade fidelity for speed. Outside of `guidance_interval` (times, 0 the picture, 1 noise)
+        only the prompt's branch runs. `step_cache` is the share by which what the first block adds may change
+        before the blocks between first and last run again: 0 is exact, 0.1 usual.
+
         Raises:
             PromptError: a prompt is empty.
             InputError: a setting is out of range, with what would pass.
@@ -311,6 +322,8 @@ class Pipeline:
             sampler=sampler,
             strength=STRENGTH if strength is None and image is not None else strength,
             controlnet_conditioning_scale=None if control_image is None else controlnet_conditioning_scale,
+            guidance_interval=guidance_interval,
+            step_cache=step_cache,
         )
         return self.draw(
             jobs,
@@ -411,10 +424,8 @@ class Pipeline:
         noise = seeded_noise(self._latent_shape(first), [job.seed for job in jobs], self.device)
         scales = torch.tensor([job.guidance_scale for job in jobs], device=self.device)
         # inference_mode would not survive being suspended in the middle of a generator that its user leaves.
-        velocity = self._velocity(text, scales, control, first.controlnet_conditioning_scale or 0.0)
-        states = self._sampled(
-            jobs, guided(velocity, scales) if self._runs_twice(jobs) else velocity, noise, initial
-        )
+        velocity = self._guided(jobs, text, scales, control)
+        states = self._sampled(jobs, velocity, noise, initial)
         while True:
             with torch.no_grad():
                 state = next(states, None)
@@ -456,20 +467,40 @@ class Pipeline:
             return dpm_flow_times
         return euler_flow_times if sampler == "euler" and self.sampling.published_euler else flow_times
 
+    @torch.no_grad()
+    def _guided(
+        self, jobs: Sequence[Settings], text: TextEmbedding, scales: Tensor, control: Tensor | None
+    ) -> Velocity:
+        read = self.transformer.read(text.embeddings, text.mask)
+        both = self._velocity(jobs[0], text, read, scales, control)
+        if not self._runs_twice(jobs):
+            return both
+        wanted, twice = len(jobs), 2 * len(jobs)  # the negative prompts come first
+        only = TextEmbedding(text.embeddings[wanted:], text.mask[wanted:])
+        alone = self._velocity(jobs[0], only, read.rows(wanted, twice), scales, control)
+        return guided(both, scales, alone, Interval(*jobs[0].guidance_interval))
+
     def _velocity(
-        self, text: TextEmbedding, scales: Tensor, control: Tensor | None, control_scale: float
+        self,
+        job: Settings,
+        text: TextEmbedding,
+        read: PromptReading,
+        scales: Tensor,
+        control: Tensor | None,
     ) -> Velocity:
         # A distilled model takes the guidance scale as an input.
         guidance = scales if self.transformer.config.guidance_embedding else None
+        cache = StepCache(job.step_cache)
 
         def velocity(latents: Tensor, times: Tensor) -> Tensor:
             seen = whole_times(times) if self.sampling.whole_times else times
-            shown = latents.to(self.dtype), seen.float(), text.embeddings
+            shown = latents.to(self.dtype), seen.float()
             residuals: Sequence[Tensor] = ()
             if control is not None and self.controlnet is not None:
                 both = control.repeat(len(latents) // len(control), 1, 1, 1).to(self.dtype)
-                residuals = self.controlnet(*shown, both, text.mask, control_scale)
-            out: Tensor = self.transformer(*shown, text.mask, guidance, residuals)
+                scale = job.controlnet_conditioning_scale or 0.0
+                residuals = self.controlnet(*shown, text.embeddings, both, text.mask, scale)
+            out: Tensor = self.transformer(*shown, read, None, guidance, residuals, cache)
             return out
 
         return velocity
@@ -530,6 +561,8 @@ class Pipeline:
         num_images_per_prompt: int = 1,
         seed: int | Sequence[int] = 0,
         sampler: str | None = None,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        step_cache: float = 0.0,
         strength: float | None = None,
         controlnet_conditioning_scale: float | None = None,
     ) -> list[Settings]:
@@ -556,6 +589,8 @@ class Pipeline:
         steps = self.sampling.num_inference_steps if num_inference_steps is None else num_inference_steps
         sides = [self._side(name, side) for name, side in (("height", height), ("width", width))]
         followed = self._followed(controlnet_conditioning_scale)
+        Interval(*guidance_interval)  # say now what is wrong with them
+        StepCache(step_cache)
         return [
             Settings(
                 prompt=prompts[index // num_images_per_prompt],
@@ -569,6 +604,8 @@ class Pipeline:
                 model=self.description + followed,
                 strength=None if strength is None else _checked_strength(strength),
                 controlnet_conditioning_scale=controlnet_conditioning_scale,
+                guidance_interval=guidance_interval,
+                step_cache=step_cache,
             )
             for index, each in enumerate(_seeds(seed, count))
         ]

@@ -8,6 +8,7 @@ from lineardit.autoencoder.model import Autoencoder
 from lineardit.config.models import AutoencoderConfig, StageConfig
 from lineardit.config.presets import AUTOENCODERS, differing
 from lineardit.errors import ConfigError, ShapeError
+from lineardit.kernels import native
 
 WIDTHS = (8, 16, 16, 32, 32)
 
@@ -172,3 +173,28 @@ def test_latents_that_do_not_fold_into_the_lowest_width_are_refused() -> None:
         ConfigError, match="the decoder's first shortcut: 40 channels do not fold evenly into 16"
     ):
         Autoencoder(differing(config(3), latent_channels=16, decoder=wide))
+
+
+@pytest.mark.skipif(native.compiler() is None, reason="there is no C++ compiler here")
+@torch.no_grad()
+def test_the_native_passes_give_the_same_pixels_and_latents() -> None:
+    stages = [
+        {"width": 12, "depth": 1},
+        {"width": 24, "depth": 1},
+        {"width": 24, "depth": 1, "block": "efficientvit", "kernels": [5]},
+    ]
+    for upsample in ("interpolate", "pixel_shuffle"):
+        config = AutoencoderConfig(
+            latent_channels=4, encoder=stages, decoder=stages, attention_head_dim=12, upsample=upsample
+        )
+        torch.manual_seed(0)
+        network = Autoencoder(config).eval()
+        images = torch.randn(2, 3, 12, 20, generator=torch.Generator().manual_seed(1))
+        latents = network.encode(images)
+        pixels = network.decode(latents)
+        with native.using("native"):
+            torch.testing.assert_close(network.encode(images), latents, rtol=0, atol=1e-5)
+            torch.testing.assert_close(network.decode(latents), pixels, rtol=0, atol=1e-5)
+            half = network.bfloat16().decode(latents.bfloat16())
+        assert half.dtype == torch.bfloat16
+        assert 0 < (half.float() - pixels).norm() < 0.05 * pixels.norm()

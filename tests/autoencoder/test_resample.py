@@ -7,6 +7,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_dc import DCDownBlock2d, DCUpBlock2d
 from einops import reduce, repeat
 from torch import Tensor, nn
+from torch.nn import functional
 
 from lineardit.autoencoder.resample import Downsample, Upsample, average_channels, duplicate_channels
 from lineardit.errors import ConfigError
@@ -118,3 +119,19 @@ def test_widths_that_do_not_fold_are_refused(build, complaint: str) -> None:  # 
 def test_without_a_shortcut_any_widths_do() -> None:
     assert Downsample(5, 12, "conv", shortcut=False)(randn(2, 5, 6, 10)).shape == (2, 12, 3, 5)
     assert Upsample(12, 5, "interpolate", shortcut=False)(randn(2, 12, 3, 5)).shape == (2, 5, 6, 10)
+
+
+@pytest.mark.parametrize("shortcut", [True, False])
+@pytest.mark.parametrize(("width", "out", "height", "columns"), [(6, 12, 3, 5), (12, 6, 1, 2), (24, 6, 2, 1)])
+def test_doubling_before_a_convolution_is_four_small_convolutions(
+    width: int, out: int, height: int, columns: int, shortcut: bool
+) -> None:
+    upsample = Upsample(width, out, "interpolate", shortcut=shortcut).double()
+    x = torch.randn(
+        2, width, height, columns, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
+    expected = upsample.conv(functional.interpolate(x, scale_factor=2, mode="nearest"))
+    if shortcut:
+        expected = expected + functional.pixel_shuffle(x.repeat_interleave(4 * out // width, 1), 2)
+    torch.testing.assert_close(upsample(x), expected, rtol=0, atol=1e-13)
+    assert upsample(x.requires_grad_()).sum().backward() is None and x.grad is not None

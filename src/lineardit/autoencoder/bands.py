@@ -11,10 +11,9 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 
 from lineardit.autoencoder.blocks import EfficientViTBlock, ResidualBlock
-from lineardit.autoencoder.model import Autoencoder, Decoder, Encoder
+from lineardit.autoencoder.model import Autoencoder, Decoder, Encoder, pixels_first
 from lineardit.autoencoder.resample import Downsample, Upsample, average_channels, duplicate_channels
 from lineardit.errors import InputError
 from lineardit.kernels.linear_attention import LinearAttentionState, linear_attention, linear_attention_state
@@ -89,12 +88,15 @@ def _run(chain: Sequence[Local], x: Tensor, pixels: int, unit: int) -> tuple[Ten
     for start in range(0, height, band):
         stop = min(start + band, height)
         first, last = max(0, start - reach), min(height, stop + reach)
-        part = x[..., first:last, :]
+        part = pixels_first(x[..., first:last, :])
         for local in chain:
             part = local.layer(part)
         inner = part[..., (start - first) * grows // shrinks : (stop - first) * grows // shrinks, :]
         if out is None:
-            out = inner.new_empty((*inner.shape[:-2], height * grows // shrinks, inner.shape[-1]))
+            shape = (*inner.shape[:-2], height * grows // shrinks, inner.shape[-1])
+            by_pixel = part.is_contiguous(memory_format=torch.channels_last)
+            layout = torch.channels_last if by_pixel else torch.contiguous_format
+            out = torch.empty(shape, dtype=inner.dtype, device=inner.device, memory_format=layout)
         out[..., start * grows // shrinks : stop * grows // shrinks, :] = inner
     assert out is not None
     return out, unit * shrinks // grows
@@ -129,12 +131,8 @@ def _attending(block: EfficientViTBlock, x: Tensor, band: int) -> Iterator[Local
         mixed = linear_attention(query, None, None, state=state)
         return part + attention.joined(mixed.transpose(-1, -2), part.shape[-2])
 
-    def feed(part: Tensor) -> Tensor:
-        mixed = block.feed_forward_norm(block.feed_forward(part.movedim(1, -1)))
-        return part + mixed.movedim(-1, 1)
-
     yield Local(attend, attention.reach)
-    yield Local(feed, 1)
+    yield Local(block.fed, 1)
 
 
 def _decoder_layers(decoder: Decoder) -> Iterator[Local | EfficientViTBlock]:
@@ -143,7 +141,7 @@ def _decoder_layers(decoder: Decoder) -> Iterator[Local | EfficientViTBlock]:
     for stage in decoder.stages:
         assert isinstance(stage, nn.Sequential)
         yield from map(_layer, stage)
-    yield Local(lambda x: functional.relu(decoder.norm(x)), 0)
+    yield Local(lambda x: decoder.norm(x, relu=True), 0)
     yield _layer(decoder.head)
 
 

@@ -1,9 +1,11 @@
 """The two blocks of the autoencoder: convolutional where pixels are many, attentive where they are few."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from lineardit.config.models import StageConfig
+from lineardit.kernels.passes import convolved_silu
 from lineardit.nn.attention import MultiScaleLinearAttention
 from lineardit.nn.feed_forward import GLUMBConv
 from lineardit.nn.norm import ChannelRMSNorm, RMSNorm
@@ -27,8 +29,18 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Refine every pixel from its 5x5 neighbourhood."""
-        refined: Tensor = self.norm(self.second(self.activation(self.first(x))))
-        return x + refined
+        inner = self.second(self._activated(x))
+        if isinstance(self.norm, ChannelRMSNorm):
+            refined: Tensor = self.norm(inner, residual=x)
+            return refined
+        return x + self.norm(inner)
+
+    def _activated(self, x: Tensor) -> Tensor:
+        layer = self.first
+        if isinstance(self.activation, nn.SiLU) and layer.weight.dtype != torch.float16:
+            return convolved_silu(x, layer.weight, layer.bias)
+        activated: Tensor = self.activation(layer(x))
+        return activated
 
 
 class EfficientViTBlock(nn.Module):
@@ -44,8 +56,13 @@ class EfficientViTBlock(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Mix all pixels, then each with its neighbours."""
         x = x + self.attention(x)
-        mixed: Tensor = self.feed_forward_norm(self.feed_forward(x.movedim(1, -1)))
-        return x + mixed.movedim(-1, 1)
+        return self.fed(x)
+
+    def fed(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """The second half: x and its feed-forward, normalised."""
+        pixels = x.movedim(1, -1)
+        mixed: Tensor = self.feed_forward_norm(self.feed_forward(pixels), residual=pixels)
+        return mixed.movedim(-1, 1)
 
 
 def stage_blocks(stage: StageConfig, head_dim: int) -> list[nn.Module]:

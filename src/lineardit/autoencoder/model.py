@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 
 from lineardit.autoencoder.blocks import stage_blocks
 from lineardit.autoencoder.resample import (
@@ -17,6 +16,7 @@ from lineardit.autoencoder.resample import (
 )
 from lineardit.config.models import AutoencoderConfig
 from lineardit.errors import check_multiple
+from lineardit.kernels import native
 from lineardit.nn.norm import ChannelRMSNorm
 from lineardit.nn.wide import Conv2d
 
@@ -50,7 +50,7 @@ class Encoder(nn.Module):
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
         """Latents before shift and scale."""
-        x = self.stem(images)
+        x = self.stem(pixels_first(images))
         for stage in self.stages:
             x = stage(x)
         return self.head(x) + average_channels(x, self.latent_channels)
@@ -82,10 +82,11 @@ class Decoder(nn.Module):
 
     def forward(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
         """Pixels, not clamped."""
+        latents = pixels_first(latents)
         x = self.stem(latents) + duplicate_channels(latents, self.bottom_width)
         for stage in self.stages:
             x = stage(x)
-        pixels: Tensor = self.head(functional.relu(self.norm(x)))
+        pixels: Tensor = self.head(self.norm(x, relu=True))
         return pixels
 
 
@@ -128,6 +129,15 @@ class Autoencoder(nn.Module):
         """The reconstruction, past shift and scale: what autoencoder training compares with `images`."""
         pixels: Tensor = self.decoder(self.encoder(images))
         return pixels
+
+
+def pixels_first(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    """`x` with the channels of a pixel side by side in memory, where that is faster.
+
+    Convolutions keep that layout, and norms, products over channels and attention read it as it lies.
+    """
+    faster = native.takes(x) is not None or (x.dtype == torch.bfloat16 and not torch.is_grad_enabled())
+    return x.contiguous(memory_format=torch.channels_last) if faster else x
 
 
 def _per_channel(numbers: Sequence[float]) -> Tensor:

@@ -8,11 +8,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lineardit.errors import InputError, ShapeError
-from lineardit.kernels import operators
+from lineardit.kernels import native, operators
 from lineardit.kernels.reference import EPS, FEATURE_MAPS, feature_map
 
-Kernel = Literal["auto", "torch", "triton"]
-"""`torch` runs everywhere and is differentiable any number of times and forwards; `triton` on a GPU, once."""
+Kernel = Literal["auto", "torch", "triton", "native"]
+"""`torch` runs everywhere and is differentiable any number of times and forwards; `triton` on a GPU, once;
+`native` on a CPU where that library is in use, without gradients."""
 
 
 class LinearAttentionState(NamedTuple):
@@ -46,6 +47,9 @@ def linear_attention_state(
     if _by_triton(kernel, key, value.shape[-1], feature_map_name):
         _check_mask(key, mask)
         return LinearAttentionState(*operators.linear_attention_state(key, value, mask, feature_map_name))
+    if (library := _native(kernel, feature_map_name, key, value)) is not None:
+        _check_mask(key, mask)
+        return _native_state(library, key, value, feature_map_name, mask)
     features = feature_map(_widen(key), feature_map_name)
     if mask is not None:
         _check_mask(key, mask)
@@ -92,15 +96,17 @@ def linear_attention(
         )
     if _by_triton(kernel, query, state.memory.shape[-1], feature_map):
         return operators.linear_attention_apply(query, state.memory, state.mass, feature_map)
+    if (library := _native(kernel, feature_map, query)) is not None and _plain(state):
+        return _native_apply(library, query, state, feature_map)
     return _apply(query, state, feature_map)
 
 
 def _by_triton(kernel: Kernel, x: Tensor, value_size: int, feature_map_name: str) -> bool:
     if kernel == "auto":
         return operators.runs_triton(x, value_size) and feature_map_name in FEATURE_MAPS
-    if kernel not in ("torch", "triton"):
-        raise InputError(f"kernel={kernel!r} is not known: use auto, torch or triton.")
-    if kernel == "torch":
+    if kernel not in ("torch", "triton", "native"):
+        raise InputError(f"kernel={kernel!r} is not known: use auto, torch, triton or native.")
+    if kernel != "triton":
         return False
     if not operators.HAS_TRITON:
         raise InputError("kernel='triton' needs the package triton: pip install triton, or use auto.")
@@ -112,6 +118,61 @@ def _by_triton(kernel: Kernel, x: Tensor, value_size: int, feature_map_name: str
     if feature_map_name not in FEATURE_MAPS:
         feature_map(x, feature_map_name)  # says which are known
     return True
+
+
+def _native(kernel: Kernel, feature_map_name: str, *tensors: Tensor) -> native.Library | None:
+    library = native.takes(*tensors) if kernel in ("auto", "native") else None
+    if library is None and kernel == "native":
+        raise InputError(
+            "kernel='native' needs the library in use and float32 or bfloat16 tensors of one dtype on a CPU, "
+            "without gradients. Use auto."
+        )
+    return library if feature_map_name in FEATURE_MAPS else None
+
+
+def _plain(state: LinearAttentionState) -> bool:
+    return native.takes(*state) is not None and state.mass.dtype == torch.float32
+
+
+def _native_state(
+    library: native.Library, key: Tensor, value: Tensor, feature_map_name: str, mask: Tensor | None
+) -> LinearAttentionState:
+    key, value = _channels_together(key), _channels_together(value)
+    b, heads, count, d = key.shape
+    memory = key.new_empty((b, heads, d, value.shape[-1]), dtype=torch.float32)
+    mass = key.new_empty((b, heads, d), dtype=torch.float32)
+    native.call(
+        library,
+        "attention_state",
+        key.dtype,
+        *(key, value, None if mask is None else mask.contiguous(), memory, mass),
+        *((b, heads, count, d, value.shape[-1]), (*key.stride()[:3], *value.stride()[:3])),
+        feature_map_name == "elu1",
+    )
+    return LinearAttentionState(memory, mass)
+
+
+def _native_apply(
+    library: native.Library, query: Tensor, state: LinearAttentionState, feature_map_name: str
+) -> Tensor:
+    query = _channels_together(query)
+    b, heads, count, d = query.shape
+    size_e = state.memory.shape[-1]
+    # Tokens before heads, as they are read next.
+    out = query.new_empty((b, count, heads, size_e)).transpose(1, 2)
+    native.call(
+        library,
+        "attention_apply",
+        query.dtype,
+        *(query, state.memory.contiguous(), state.mass.contiguous(), out),
+        *((b, heads, count, d, size_e), (*query.stride()[:3], *out.stride()[:3])),
+        *(feature_map_name == "elu1", EPS),
+    )
+    return out
+
+
+def _channels_together(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _check_mask(key: Tensor, mask: Tensor | None) -> None:

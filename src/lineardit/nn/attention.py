@@ -1,5 +1,7 @@
 """Attention layers: linear or softmax over the picture's own tokens, softmax over the prompt's."""
 
+from typing import NamedTuple
+
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float
@@ -69,6 +71,22 @@ class SoftmaxSelfAttention(nn.Module):
         return out
 
 
+class KeyValue(NamedTuple):
+    """What cross-attention makes of prompts; the same in every step of a generation."""
+
+    key: Float[Tensor, "b heads m d"]
+    value: Float[Tensor, "b heads m d"]
+    mask: Bool[Tensor, "b m"] | None = None
+    """The keys that count, all of them unless given."""
+    counts: tuple[int, ...] = ()
+    """Where given, row i has its first `counts[i]` keys and no mask."""
+
+    def rows(self, start: int, stop: int) -> "KeyValue":
+        """Those of some prompts of the batch."""
+        mask = None if self.mask is None else self.mask[start:stop]
+        return KeyValue(self.key[start:stop], self.value[start:stop], mask, self.counts[start:stop])
+
+
 class CrossAttention(nn.Module):
     """Every image token attends to the prompt's tokens with softmax attention.
 
@@ -78,33 +96,65 @@ class CrossAttention(nn.Module):
     def __init__(self, width: int, head_dim: int, *, qk_norm: bool = False) -> None:
         super().__init__()
         self.head_dim = head_dim
-        self.to_q = Linear(width, width)
-        self.to_kv = Linear(width, 2 * width)
+        self.to_q = nn.Linear(width, width)
+        self.to_kv = nn.Linear(width, 2 * width)
         self.query_norm, self.key_norm = _qk_norm(width, qk_norm), _qk_norm(width, qk_norm)
-        self.to_out = Linear(width, width)
+        self.to_out = nn.Linear(width, width)
 
     def forward(
         self,
         x: Float[Tensor, "b n c"],
-        prompt: Float[Tensor, "b m c"],
+        prompt: Float[Tensor, "b m c"] | KeyValue,
         mask: Bool[Tensor, "b m"] | None = None,
     ) -> Float[Tensor, "b n c"]:
-        """What the prompt says to each token; `mask` keeps the prompt's true tokens."""
-        key, value = self.to_kv(prompt).chunk(2, dim=-1)
-        mixed = functional.scaled_dot_product_attention(
-            self._heads(self.query_norm(self.to_q(x))),
-            self._heads(self.key_norm(key)),
-            self._heads(value),
-            attn_mask=None if mask is None else _never_empty(mask)[:, None, None, :],
-        )
+        """What the prompt says to each token; `mask` keeps the prompt's true tokens.
+
+        Instead of a prompt and its mask it takes what `read` made of them.
+        """
+        read = prompt if isinstance(prompt, KeyValue) else self._keys_and_values(prompt, mask)
+        mixed = _attended(self._heads(self.query_norm(self.to_q(x))), read)
         out: Tensor = self.to_out(rearrange(mixed, "b heads n d -> b n (heads d)"))
         return out
+
+    def read(self, prompt: Float[Tensor, "tokens c"], counts: tuple[int, ...]) -> KeyValue:
+        """Keys and values of prompts of `counts` tokens, given one after the other."""
+        both = nn.utils.rnn.pad_sequence(list(self.to_kv(prompt).split(counts)), batch_first=True)
+        key, value = both.chunk(2, dim=-1)
+        return KeyValue(self._heads(self.key_norm(key)), self._heads(value), counts=counts)
+
+    def _keys_and_values(self, prompt: Tensor, mask: Tensor | None) -> KeyValue:
+        key, value = self.to_kv(prompt).chunk(2, dim=-1)
+        return KeyValue(
+            self._heads(self.key_norm(key)),
+            self._heads(value),
+            None if mask is None else never_empty(mask),
+        )
 
     def _heads(self, x: Tensor) -> Tensor:
         return rearrange(x, "b n (heads d) -> b heads n d", d=self.head_dim)
 
 
-def _never_empty(mask: Bool[Tensor, "b m"]) -> Bool[Tensor, "b m"]:
+def _attended(query: Float[Tensor, "b heads n d"], read: KeyValue) -> Float[Tensor, "b heads n d"]:
+    attention = functional.scaled_dot_product_attention
+    key, value, mask, counts = read
+    if len(set(counts)) <= 1:
+        count = counts[0] if counts else key.shape[2]
+        kept = None if mask is None else mask[:, None, None, :]
+        return attention(query, key[:, :, :count], value[:, :, :count], attn_mask=kept)
+    if query.device.type != "cpu":
+        lengths = torch.tensor(counts, device=key.device)[:, None]
+        kept = torch.arange(key.shape[2], device=key.device) < lengths
+        return attention(query, key, value, attn_mask=kept[:, None, None, :])
+    # Without a mask, and without a product for a token that is not there.
+    rows = [
+        attention(query[i : i + 1], key[i : i + 1, :, :count], value[i : i + 1, :, :count])
+        for i, count in enumerate(counts)
+    ]
+    return torch.cat(rows)
+
+
+def never_empty(mask: Bool[Tensor, "b m"]) -> Bool[Tensor, "b m"]:
+    """The mask, with rows that keep nothing keeping all."""
     return mask | ~mask.any(-1, keepdim=True)
 
 

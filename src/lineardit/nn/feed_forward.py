@@ -1,9 +1,11 @@
 """Feed-forward layers: of each token by itself, and of pixels that look at their neighbours."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lineardit.kernels.passes import depthwise_gated, linear_silu
 from lineardit.nn.wide import Conv2d, Linear
 
 
@@ -22,10 +24,24 @@ class GLUMBConv(nn.Module):
 
     def forward(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
         """Mix every pixel with its eight neighbours and its channels."""
-        hidden = functional.silu(self.expand(x))
-        content, gate = self.depthwise(hidden.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).chunk(2, dim=-1)
-        mixed: Tensor = self.contract(content * functional.silu(gate))
+        mixed: Tensor = self.contract(_gated(self.depthwise, _activated(self.expand, x)))
         return mixed
+
+
+def _activated(layer: nn.Module, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b d"]:
+    """SiLU(layer(x)), in one pass where the layer is a plain one."""
+    if type(layer) is Linear and layer.weight.dtype != torch.float16:
+        return linear_silu(x, layer.weight, layer.bias)
+    return functional.silu(layer(x))
+
+
+def _gated(layer: Conv2d, x: Float[Tensor, "b h w c2"]) -> Float[Tensor, "b h w c"]:
+    """content SiLU(gate), the halves of what the layer makes of x."""
+    assert layer.bias is not None
+    if layer.weight.dtype != torch.float16:
+        return depthwise_gated(x, layer.weight, layer.bias)
+    content, gate = layer(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).chunk(2, dim=-1)
+    return content * functional.silu(gate)
 
 
 class MLP(nn.Module):

@@ -3,7 +3,8 @@
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
+
+from lineardit.kernels.passes import rms_normed
 
 
 class RMSNorm(nn.Module):
@@ -15,16 +16,27 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width)) if bias else None
 
-    def forward(self, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b c"]:
-        """Normalise the last axis; the result has the dtype of `x`."""
-        wide = x.float() if x.dtype.itemsize < 4 else x
-        scaled = functional.rms_norm(wide, x.shape[-1:], self.weight.to(wide.dtype), self.eps)
-        return (scaled if self.bias is None else scaled + self.bias).to(x.dtype)
+    def forward(
+        self,
+        x: Float[Tensor, "*b c"],
+        *,
+        residual: Float[Tensor, "*b c"] | None = None,
+        relu: bool = False,
+    ) -> Float[Tensor, "*b c"]:
+        """Normalise the last axis, then add `residual` or apply ReLU; the result has the dtype of `x`."""
+        return rms_normed(x, self.weight, self.bias, self.eps, residual=residual, relu=relu)
 
 
 class ChannelRMSNorm(RMSNorm):
     """`RMSNorm` over the channels of a picture."""
 
-    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+    def forward(
+        self,
+        x: Float[Tensor, "b c h w"],
+        *,
+        residual: Float[Tensor, "b c h w"] | None = None,
+        relu: bool = False,
+    ) -> Float[Tensor, "b c h w"]:
         """Normalise the channel axis of every pixel."""
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+        kept = None if residual is None else residual.movedim(1, -1)
+        return super().forward(x.movedim(1, -1), residual=kept, relu=relu).movedim(-1, 1)

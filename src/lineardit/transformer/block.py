@@ -7,7 +7,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from lineardit.config.models import TransformerConfig
-from lineardit.nn.attention import CrossAttention, LinearSelfAttention
+from lineardit.kernels import passes
+from lineardit.nn.attention import CrossAttention, KeyValue, LinearSelfAttention
 from lineardit.nn.feed_forward import GLUMBConv
 
 NORM_EPS = 1e-6
@@ -49,23 +50,23 @@ class Block(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.offset = nn.Parameter(torch.empty(6, config.width))
-        self.attention_norm = nn.LayerNorm(config.width, eps=NORM_EPS, elementwise_affine=False)
         self.attention = LinearSelfAttention(config.width, config.head_dim, qk_norm=config.qk_norm)
         self.cross_attention = CrossAttention(config.width, config.cross_head_dim, qk_norm=config.qk_norm)
-        self.feed_forward_norm = nn.LayerNorm(config.width, eps=NORM_EPS, elementwise_affine=False)
         self.feed_forward = GLUMBConv(config.width, config.hidden_width)
 
     def forward(
         self,
         x: Float[Tensor, "b n c"],
-        prompt: Float[Tensor, "b m c"],
+        prompt: Float[Tensor, "b m c"] | KeyValue,
         mask: Bool[Tensor, "b m"] | None,
         time_table: Float[Tensor, "b 6 c"],
         grid: Grid,
     ) -> Float[Tensor, "b n c"]:
-        """Refine the tokens once."""
+        """Refine the tokens once. `prompt` may be what this block's cross-attention has read before."""
         first, last = Modulation.pair(self.offset + time_table)
-        x = x + first.gate * self.attention(first.steer(self.attention_norm(x)))
-        x = x + self.cross_attention(x, prompt, mask)
-        steered = torch.unflatten(last.steer(self.feed_forward_norm(x)), 1, grid)
-        return x + last.gate * self.feed_forward(steered).flatten(1, 2)
+        steered = passes.steered(x, first.shift, first.scale, NORM_EPS)
+        x = passes.added(x, self.attention(steered), first.gate)
+        told = self.cross_attention(x, prompt, mask)
+        x, steered = passes.added_steered(x, told, last.shift, last.scale, NORM_EPS)
+        refined = self.feed_forward(torch.unflatten(steered, 1, grid)).flatten(1, 2)
+        return passes.added(x, refined, last.gate)

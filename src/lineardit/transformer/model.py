@@ -11,10 +11,13 @@ from torch.nn import functional
 
 from lineardit.config.models import TransformerConfig
 from lineardit.errors import InputError, ShapeError, check_multiple
+from lineardit.kernels.passes import steered
+from lineardit.nn.attention import KeyValue, never_empty
 from lineardit.nn.embedding import ScalarEmbedding, grid_positions
 from lineardit.nn.norm import RMSNorm
 from lineardit.nn.wide import Conv2d, Linear
 from lineardit.transformer.block import NORM_EPS, Block, Grid
+from lineardit.transformer.generation import PromptReading, StepCache
 
 SMALL = 0.02
 
@@ -64,7 +67,6 @@ class Transformer(nn.Module):
         self.conditioning = TimeConditioning(config)
         self.prompt_projection = PromptProjection(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.norm = nn.LayerNorm(config.width, eps=NORM_EPS, elementwise_affine=False)
         self.offset = nn.Parameter(torch.empty(2, config.width))
         self.to_velocity = Linear(config.width, patch**2 * config.latent_channels)
         if self.offset.device.type != "meta":
@@ -101,15 +103,17 @@ class Transformer(nn.Module):
         self,
         latents: Float[Tensor, "b c h w"],
         times: Float[Tensor, " b"],
-        text: Float[Tensor, "b m t"],
+        text: Float[Tensor, "b m t"] | PromptReading,
         mask: Bool[Tensor, "b m"] | None = None,
         guidance: Float[Tensor, " b"] | None = None,
         residuals: Sequence[Float[Tensor, "b n d"]] = (),
+        cache: StepCache | None = None,
     ) -> Float[Tensor, "b c h w"]:
         """The velocity at `times` (1 is noise, 0 is the image), given the text encoder's hidden states.
 
-        `mask` keeps the text's true tokens. `guidance` is the scale a distilled model imitates. `residuals`
-        are what a ControlNet adds to the tokens after the second block and those that follow.
+        `mask` keeps the text's true tokens; instead of both it takes what `read` made of them. `guidance` is
+        the scale a distilled model imitates. `residuals` are what a ControlNet adds to the tokens after the
+        second block and those that follow. `cache` belongs to the steps of one generation.
 
         Raises:
             ShapeError: a side is no multiple of the patch, or the text has another width.
@@ -124,16 +128,50 @@ class Transformer(nn.Module):
             x = x + self._positions(grid).to(x)
         scaled = None if guidance is None else guidance * self.config.guidance_embedding_scale
         vector, table = self.conditioning(times * self.config.time_scale, scaled)
-        prompt = self.prompt_projection(text.to(dtype))
-        for number, block in enumerate(self.blocks):
-            x = block(x, prompt, mask, table, grid)
-            if 0 < number <= len(residuals):
-                x = x + residuals[number - 1]
+        prompts = self._prompts(text, mask)
+
+        def through(x: Tensor, start: int, stop: int) -> Tensor:
+            for number in range(start, stop):
+                x = self.blocks[number](x, prompts[number], mask, table, grid)
+                if 0 < number <= len(residuals):
+                    x = x + residuals[number - 1]
+            return x
+
+        last = len(self.blocks) - 1
+        if cache is None or last < 2:
+            x = through(x, 0, last + 1)
+        else:
+            first = through(x, 0, 1)
+            x = through(cache.through(x, first, lambda x: through(x, 1, last)), last, last + 1)
         shift, scale = (self.offset + vector.unsqueeze(1)).chunk(2, dim=1)
-        velocity = self.to_velocity(self.norm(x) * (1 + scale) + shift)
+        velocity = self.to_velocity(steered(x, shift, scale, NORM_EPS))
         return rearrange(
             velocity, "b (h w) (p q c) -> b c (h p) (w q)", h=grid.height, w=grid.width, p=patch, q=patch
         )
+
+    def read(self, text: Float[Tensor, "b m t"], mask: Bool[Tensor, "b m"] | None = None) -> PromptReading:
+        """What all steps of a generation share of prompts: only the tokens that are there, and those once.
+
+        Raises:
+            ShapeError: the text has another width.
+        """
+        self._check_text(text)
+        kept = text.new_ones(text.shape[:2], dtype=torch.bool) if mask is None else never_empty(mask)
+        counts = tuple(kept.sum(1).tolist())
+        prompt = self.prompt_projection(text[kept].to(self.patchify.weight.dtype).unsqueeze(0)).squeeze(0)
+        readings = []
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            readings.append(block.cross_attention.read(prompt, counts))
+        return PromptReading(tuple(readings))
+
+    def _prompts(self, text: Tensor | PromptReading, mask: Tensor | None) -> Sequence[Tensor | KeyValue]:
+        """What each block's cross-attention takes."""
+        if not isinstance(text, PromptReading):
+            return [self.prompt_projection(text.to(self.patchify.weight.dtype))] * len(self.blocks)
+        if mask is not None:
+            raise InputError("mask is given beside prompts that were read with theirs. Leave it out.")
+        return text.blocks
 
     def _positions(self, grid: Grid) -> Tensor:
         config = self.config
@@ -141,18 +179,22 @@ class Transformer(nn.Module):
             *grid, config.width, base=config.position_base, interpolation=config.position_interpolation
         )
 
-    def _check(self, latents: Tensor, text: Tensor, guidance: Tensor | None) -> None:
+    def _check(self, latents: Tensor, text: Tensor | PromptReading, guidance: Tensor | None) -> None:
         config = self.config
         for name, side in zip(("height", "width"), latents.shape[-2:], strict=True):
             check_multiple(f"latent {name}", side, config.patch_size, f"patch_size={config.patch_size}")
-        if text.shape[-1] != config.text_width:
-            raise ShapeError(
-                f"the text embeddings have width {text.shape[-1]}, the model takes "
-                f"text_width={config.text_width}. Use the text encoder the model was trained with."
-            )
+        if not isinstance(text, PromptReading):
+            self._check_text(text)
         if (guidance is None) == config.guidance_embedding:
             if guidance is None:
                 raise InputError(
                     "guidance is missing: a model with guidance_embedding needs a scale per picture."
                 )
             raise InputError("guidance is given to a model without guidance_embedding. Leave it out.")
+
+    def _check_text(self, text: Tensor) -> None:
+        if text.shape[-1] != self.config.text_width:
+            raise ShapeError(
+                f"the text embeddings have width {text.shape[-1]}, the model takes "
+                f"text_width={self.config.text_width}. Use the text encoder the model was trained with."
+            )

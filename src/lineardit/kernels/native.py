@@ -1,0 +1,219 @@
+"""The passes of passes.cpp, compiled for the processor at hand: built once, checked once, used where chosen.
+
+The library has a plain C interface and knows nothing of torch but its OpenMP, which it shares so that both
+use one set of threads. It is kept in the user's cache, under a name that tells source, compiler and
+processor apart.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lineardit.errors import InputError
+from lineardit.kernels.select import Choice, inspect_machine
+
+PATHS = ("auto", "torch", "native")
+"""`torch` runs everywhere and is differentiable, `native` is the library, `auto` takes it where it can."""
+
+COMPILERS = ("c++", "g++", "clang++")
+OPTIONS = (
+    *("-std=c++17", "-O3", "-march=native", "-fPIC", "-shared", "-fopenmp"),
+    # No traps and no errno: what vectors need. Sums keep their order and NaN stays NaN.
+    *("-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"),
+)
+SOURCE = Path(__file__).with_name("passes.cpp")
+VERSION = 1
+SECONDS_TO_COMPILE = 300
+_SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
+
+Library = ctypes.CDLL
+_log = logging.getLogger(__name__)
+_in_use: ctypes.CDLL | None = None
+
+
+def use(passes: str) -> Choice:
+    """Choose, for this process, what computes the passes on a CPU, and say why.
+
+    The first `auto` or `native` on a machine compiles the library, some seconds long.
+
+    Raises:
+        InputError: the name is unknown, or `native` cannot be had, with the reason.
+    """
+    global _in_use
+    if passes not in PATHS:
+        raise InputError(f"kernels={passes!r} is not known: use auto, torch or native.")
+    if passes == "torch":
+        _in_use = None
+        return Choice("torch", "asked for")
+    reason = refusal()
+    if reason is None:
+        _in_use = _library()
+        return Choice("native", f"compiled for this processor: {library_path()}")
+    if passes == "native":
+        raise InputError(f"kernels='native' cannot be had: {reason}. Use torch.")
+    _in_use = None
+    return Choice("torch", reason)
+
+
+@contextmanager
+def using(passes: str) -> Iterator[None]:
+    """`use` for the time of a block."""
+    global _in_use
+    before = _in_use
+    use(passes)
+    try:
+        yield
+    finally:
+        _in_use = before
+
+
+def outlook() -> Choice:
+    """What `auto` would take, without compiling anything."""
+    if library_path().is_file():
+        return Choice("native", f"compiled for this processor: {library_path()}")
+    if compiler() is None:
+        return Choice("torch", f"there is no C++ compiler ({', '.join(COMPILERS)})")
+    return Choice("native", f"{compiler()} compiles them at first use")
+
+
+def takes(*tensors: Tensor | None) -> ctypes.CDLL | None:
+    """The library, if it is in use and can compute with these tensors: one dtype, a CPU, and no gradients."""
+    if _in_use is None or torch.compiler.is_compiling():
+        return None
+    given = [each for each in tensors if each is not None]
+    dtype = given[0].dtype
+    if dtype not in _SUFFIXES:
+        return None
+    records = torch.is_grad_enabled()
+    for each in given:
+        if type(each) not in (Tensor, torch.nn.Parameter) or each.device.type != "cpu" or each.dtype != dtype:
+            return None
+        if records and each.requires_grad:
+            return None
+    return None if _transformed() else _in_use
+
+
+def call(library: ctypes.CDLL, name: str, dtype: torch.dtype, *arguments: Any) -> None:
+    """Call a pass for a dtype: tensors go as pointers, tuples as arrays of int64, floats as float32."""
+    function = getattr(library, f"{name}_{_SUFFIXES[dtype]}")
+    function.restype = None
+    function(*(_argument(each) for each in arguments))
+
+
+def _argument(value: Any) -> Any:
+    match value:
+        case None:
+            return ctypes.c_void_p()
+        case Tensor():
+            return ctypes.c_void_p(value.data_ptr())
+        case bool():
+            return ctypes.c_int(value)
+        case int():
+            return ctypes.c_int64(value)
+        case float():
+            return ctypes.c_float(value)
+        case _:
+            return (ctypes.c_int64 * len(value))(*value)
+
+
+def _transformed() -> bool:
+    """Whether forward derivatives or function transforms are under way, which see through torch only."""
+    if torch._C._functorch.maybe_current_level() is not None:
+        return True
+    return bool(torch.autograd.forward_ad._current_level >= 0)
+
+
+@cache
+def refusal() -> str | None:
+    """Why the library must not be used, or None: it was built and agrees with the definitions."""
+    try:
+        library = _library()
+    except (OSError, AttributeError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or str(error) or repr(error)
+        reason = f"the C++ passes cannot be built or loaded here: {said.strip().splitlines()[0]}"
+    else:
+        from lineardit.kernels.passes import disagreement
+
+        with _trying(library):
+            apart = disagreement()
+        if apart <= CHECKED_TO:
+            return None
+        reason = f"the C++ passes are {apart:.1e} from their definitions"
+    _log.info("%s; torch runs instead", reason)
+    return reason
+
+
+CHECKED_TO = 1e-5
+"""How far float32 passes may be from their definitions, relative to the largest number."""
+
+
+@contextmanager
+def _trying(library: ctypes.CDLL) -> Iterator[None]:
+    global _in_use
+    before, _in_use = _in_use, library
+    try:
+        yield
+    finally:
+        _in_use = before
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    path = library_path()
+    if not path.is_file():
+        _build(path)
+    library = ctypes.CDLL(str(path))
+    if library.lineardit_passes_version() != VERSION:
+        raise OSError(f"{path} has another version than {VERSION}")
+    return library
+
+
+@cache
+def library_path() -> Path:
+    """Where the library of this source, compiler and processor is or would be."""
+    machine = inspect_machine()
+    parts = [
+        SOURCE.read_text("utf-8"),
+        *OPTIONS,
+        str(compiler()),
+        machine.processor,
+        *sorted(machine.features),
+    ]
+    name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    return Path.home() / ".cache" / "lineardit" / f"passes-{name}.so"
+
+
+@cache
+def compiler() -> str | None:
+    """The first C++ compiler that is here."""
+    return next((found for name in COMPILERS if (found := shutil.which(name))), None)
+
+
+def _build(path: Path) -> None:
+    chosen = compiler()
+    if chosen is None:
+        raise OSError(f"there is no C++ compiler ({', '.join(COMPILERS)})")
+    _log.info("compiling %s once, some seconds", SOURCE.name)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        built = Path(folder) / path.name
+        command = [chosen, *OPTIONS, str(SOURCE), "-o", str(built), *_shared_threads()]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=SECONDS_TO_COMPILE)
+        os.replace(built, path)
+
+
+def _shared_threads() -> list[str]:
+    """torch's own OpenMP to link against, where it brings one: two of them would fight for the processors."""
+    return [str(path) for path in sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))[:1]]

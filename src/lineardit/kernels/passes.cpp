@@ -1,0 +1,470 @@
+// Passes over tokens and pixels that torch makes several of, each in one: the definitions are in passes.py.
+//
+// A plain C interface: pointers, sizes, and strides in numbers (not bytes). Every function comes as _f32 and _bf16.
+// Sums run in float32 and are rounded once, when they are written. Vectors are those of GCC and Clang, so that the
+// compiler chooses the instructions of the machine it runs on.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+using Size = int64_t;
+constexpr Size LANES = 16;
+typedef float Lanes __attribute__((vector_size(64)));
+typedef int32_t Whole __attribute__((vector_size(64)));
+typedef uint32_t Bits __attribute__((vector_size(64)));
+typedef uint16_t Halves __attribute__((vector_size(32)));
+
+struct Bf16 {
+    uint16_t bits;
+};
+
+inline Size padded(Size count) { return (count + LANES - 1) / LANES * LANES; }
+
+inline Lanes all(float value) { return value - Lanes{}; }
+
+inline Lanes load(const float *from) {
+    Lanes lanes;
+    std::memcpy(&lanes, from, sizeof lanes);
+    return lanes;
+}
+
+inline Lanes load(const Bf16 *from) {
+    Halves halves;
+    std::memcpy(&halves, from, sizeof halves);
+    return (Lanes)(__builtin_convertvector(halves, Bits) << 16);
+}
+
+inline void store(float *to, Lanes lanes) { std::memcpy(to, &lanes, sizeof lanes); }
+
+inline void store(Bf16 *to, Lanes lanes) {
+    Bits bits = (Bits)lanes;
+    Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    Bits broken = (Bits)(lanes != lanes);
+    Halves halves = __builtin_convertvector((broken & 0x7fc0) | (~broken & rounded), Halves);
+    std::memcpy(to, &halves, sizeof halves);
+}
+
+// The last lanes of a row whose length is no multiple of 16.
+template <typename T> inline Lanes load(const T *from, Size count) {
+    if (count >= LANES) return load(from);
+    T some[LANES] = {};
+    std::memcpy(some, from, count * sizeof(T));
+    return load(some);
+}
+
+template <typename T> inline void store(T *to, Lanes lanes, Size count) {
+    if (count >= LANES) return store(to, lanes);
+    T some[LANES];
+    store(some, lanes);
+    std::memcpy(to, some, count * sizeof(T));
+}
+
+inline float total(Lanes lanes) {
+    float some[LANES];
+    store(some, lanes);
+    for (Size half = LANES / 2; half; half /= 2)
+        for (Size lane = 0; lane < half; ++lane) some[lane] += some[lane + half];
+    return some[0];
+}
+
+// Sixteen numbers that stand two apart, from the first (0) or the second (1) on.
+inline Lanes load_every_other(const Bf16 *from, int second) {
+    Bits pairs;
+    std::memcpy(&pairs, from, sizeof pairs);
+    return (Lanes)(second ? pairs & 0xffff0000u : pairs << 16);
+}
+
+inline Lanes load_every_other(const float *from, int second) {
+    Lanes lanes;
+    for (Size lane = 0; lane < LANES; ++lane) lanes[lane] = from[2 * lane + second];
+    return lanes;
+}
+
+// Cephes' expf: 2 ^ n times a polynomial, a rounding or two from exact. NaN stays NaN.
+inline Lanes exponential(Lanes x) {
+    x = x < -87.0f ? all(-87.0f) : x;
+    x = x > 88.0f ? all(88.0f) : x;
+    const float to_whole = 12582912.0f;  // 1.5 * 2^23: what is added to it loses its fraction
+    Lanes n = (x * 1.44269504f + to_whole) - to_whole;
+    Lanes r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    Lanes p = all(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    return p * (Lanes)((__builtin_convertvector(n, Whole) + 127) << 23);
+}
+
+inline Lanes silu(Lanes x) { return x / (1.0f + exponential(-x)); }
+
+inline Lanes features(Lanes x, int map) {
+    Lanes above = x > 0.0f ? x : Lanes{};
+    if (map == 0) return x != x ? x : above;
+    return x > 0.0f ? x + 1.0f : exponential(x);
+}
+
+// out[t] = sum_i left[t, i] right[i] for four rows at a time. `right` has rows of `width` numbers, a multiple of
+// 16; `left` has rows of `left_stride`.
+inline void multiply(
+    const float *left, Size left_stride, Size depth, const float *right, Size width, float *out, Size out_stride
+) {
+    Size column = 0;
+    for (; column + 2 * LANES <= width; column += 2 * LANES) {
+        Lanes sums[4][2] = {};
+        for (Size i = 0; i < depth; ++i) {
+            Lanes first = load(right + i * width + column), second = load(right + i * width + column + LANES);
+            for (Size t = 0; t < 4; ++t) {
+                float factor = left[t * left_stride + i];
+                sums[t][0] += factor * first;
+                sums[t][1] += factor * second;
+            }
+        }
+        for (Size t = 0; t < 4; ++t)
+            for (Size half = 0; half < 2; ++half) store(out + t * out_stride + column + half * LANES, sums[t][half]);
+    }
+    if (column < width) {
+        Lanes sums[4] = {};
+        for (Size i = 0; i < depth; ++i) {
+            Lanes first = load(right + i * width + column);
+            for (Size t = 0; t < 4; ++t) sums[t] += left[t * left_stride + i] * first;
+        }
+        for (Size t = 0; t < 4; ++t) store(out + t * out_stride + column, sums[t]);
+    }
+}
+
+// Where row (b, head, n) of a tensor starts; its channels lie one beside the other.
+struct Strides {
+    Size batch, head, token;
+};
+
+template <typename T>
+void add_steer(
+    const T *x, const T *y, const T *gate, const T *shift, const T *scale, T *sum, T *out, Size rows, Size per_batch,
+    Size width, Size table_stride, float eps
+) {
+#pragma omp parallel
+    {
+        std::vector<float> held(padded(width));
+#pragma omp for schedule(static)
+        for (Size row = 0; row < rows; ++row) {
+            Size table = row / per_batch * table_stride, place = row * width;
+            Lanes mean{};
+            for (Size c = 0; c < width; c += LANES) {
+                Size left = width - c;
+                Lanes value = load(x + place + c, left);
+                if (y) {
+                    Lanes added = load(y + place + c, left);
+                    value += gate ? added * load(gate + table + c, left) : added;
+                    if (sum) store(sum + place + c, value, left);
+                }
+                store(held.data() + c, value);
+                mean += value;
+            }
+            if (!out) continue;
+            float middle = total(mean) / width;
+            Lanes squares{};
+            for (Size c = 0; c < width; c += LANES) {
+                Lanes apart = load(held.data() + c) - middle;
+                if (width - c < LANES)
+                    for (Size lane = width - c; lane < LANES; ++lane) apart[lane] = 0;
+                squares += apart * apart;
+            }
+            float slope = 1 / std::sqrt(total(squares) / width + eps);
+            for (Size c = 0; c < width; c += LANES) {
+                Size left = width - c;
+                Lanes normed = (load(held.data() + c) - middle) * slope;
+                store(out + place + c, normed * (1 + load(scale + table + c, left)) + load(shift + table + c, left), left);
+            }
+        }
+    }
+}
+
+template <typename T>
+void rms_norm(
+    const T *x, const T *residual, const T *weight, const T *bias, T *out, Size rows, Size width, float eps, int relu
+) {
+#pragma omp parallel for schedule(static)
+    for (Size row = 0; row < rows; ++row) {
+        Size place = row * width;
+        Lanes squares{};
+        for (Size c = 0; c < width; c += LANES) {
+            Lanes value = load(x + place + c, width - c);
+            squares += value * value;
+        }
+        float slope = 1 / std::sqrt(total(squares) / width + eps);
+        for (Size c = 0; c < width; c += LANES) {
+            Size left = width - c;
+            Lanes value = load(x + place + c, left) * slope * load(weight + c, left);
+            if (bias) value += load(bias + c, left);
+            if (relu) value = features(value, 0);
+            if (residual) value += load(residual + place + c, left);
+            store(out + place + c, value, left);
+        }
+    }
+}
+
+// Rows, and channels of the content with as many of the gate, that one task keeps at hand.
+constexpr Size ROWS = 8, BLOCK = 64;
+
+// One row of the convolution for sixteen channels (or `left`): every pixel is read once and stays for three columns.
+// `rows` are those above, at and below it, null where there is none; `take` gets each column and its sum.
+template <bool WHOLE, typename T, typename Take>
+inline void depthwise_row(
+    const T *const rows[3], Size step, Size width, const float *weight, Size both, Lanes bias, Size left, Take take
+) {
+    Lanes taps[3][3], near[3][3] = {};
+    for (Size dy = 0; dy < 3; ++dy)
+        for (Size dx = 0; dx < 3; ++dx) taps[dy][dx] = load(weight + (dy * 3 + dx) * both, left);
+    for (Size column = -1; column < width; ++column) {
+        Lanes sum = bias;
+#pragma GCC unroll 3
+        for (Size dy = 0; dy < 3; ++dy) {
+            near[dy][0] = near[dy][1];
+            near[dy][1] = near[dy][2];
+            const T *from = rows[dy] + (column + 1) * step;
+            near[dy][2] = rows[dy] && column + 1 < width ? (WHOLE ? load(from) : load(from, left)) : Lanes{};
+#pragma GCC unroll 3
+            for (Size dx = 0; dx < 3; ++dx) sum += near[dy][dx] * taps[dy][dx];
+        }
+        if (column >= 0) take(column, sum);
+    }
+}
+
+template <typename T>
+void depthwise_gate(
+    const T *x, const float *weight, const float *bias, T *out, Size batch, Size height, Size width, Size hidden
+) {
+    Size blocks = (hidden + BLOCK - 1) / BLOCK, bands = (height + ROWS - 1) / ROWS, both = 2 * hidden;
+#pragma omp parallel
+    {
+        std::vector<float> contents(width * LANES);
+#pragma omp for collapse(3) schedule(static)
+        for (Size b = 0; b < batch; ++b)
+            for (Size band = 0; band < bands; ++band)
+                for (Size block = 0; block < blocks; ++block)
+                    for (Size row = band * ROWS; row < std::min((band + 1) * ROWS, height); ++row)
+                        for (Size c = block * BLOCK; c < std::min((block + 1) * BLOCK, hidden); c += LANES) {
+                            const T *rows[3], *gates[3];
+                            for (Size dy = 0; dy < 3; ++dy) {
+                                bool there = row + dy >= 1 && row + dy <= height;
+                                rows[dy] = there ? x + (b * height + row + dy - 1) * width * both + c : nullptr;
+                                gates[dy] = there ? rows[dy] + hidden : nullptr;
+                            }
+                            Size left = hidden - c;
+                            T *to = out + (b * height + row) * width * hidden + c;
+                            auto keep = [&](Size column, Lanes sum) { store(contents.data() + column * LANES, sum); };
+                            auto write = [&](Size column, Lanes sum) {
+                                store(to + column * hidden, load(contents.data() + column * LANES) * silu(sum), left);
+                            };
+                            const float *taps = weight + c;
+                            Lanes first = load(bias + c, left), second = load(bias + hidden + c, left);
+                            if (left >= LANES) {
+                                depthwise_row<true>(rows, both, width, taps, both, first, left, keep);
+                                depthwise_row<true>(gates, both, width, taps + hidden, both, second, left, write);
+                            } else {
+                                depthwise_row<false>(rows, both, width, taps, both, first, left, keep);
+                                depthwise_row<false>(gates, both, width, taps + hidden, both, second, left, write);
+                            }
+                        }
+    }
+}
+
+constexpr Size TOKENS = 64;
+
+// to[i] += sum_t left[t, i] right[t] for four i and as many vectors of columns as asked for.
+template <Size VECTORS>
+inline void add_products(const float *left, Size depth, const float *right, Size tokens, float *to, Size width) {
+    Lanes sums[4][VECTORS];
+    for (Size i = 0; i < 4; ++i)
+        for (Size v = 0; v < VECTORS; ++v) sums[i][v] = load(to + i * width + v * LANES);
+    for (Size t = 0; t < tokens; ++t)
+        for (Size i = 0; i < 4; ++i)
+            for (Size v = 0; v < VECTORS; ++v) sums[i][v] += left[t * depth + i] * load(right + t * width + v * LANES);
+    for (Size i = 0; i < 4; ++i)
+        for (Size v = 0; v < VECTORS; ++v) store(to + i * width + v * LANES, sums[i][v]);
+}
+
+template <typename T>
+void attention_state(
+    const T *key, const T *value, const uint8_t *mask, float *memory, float *mass, Size batch, Size heads, Size count,
+    Size d, Size e, Strides keys, Strides values, int map
+) {
+    Size wide = padded(e), deep = padded(d);
+#pragma omp parallel
+    {
+        std::vector<float> phi(TOKENS * deep), held(TOKENS * wide), state(deep * wide), sums(deep);
+#pragma omp for collapse(2) schedule(static)
+        for (Size b = 0; b < batch; ++b)
+            for (Size head = 0; head < heads; ++head) {
+                std::fill(state.begin(), state.end(), 0.0f);
+                std::fill(sums.begin(), sums.end(), 0.0f);
+                for (Size start = 0; start < count; start += TOKENS) {
+                    Size here = std::min(TOKENS, count - start);
+                    for (Size t = 0; t < here; ++t) {
+                        const T *k = key + b * keys.batch + head * keys.head + (start + t) * keys.token;
+                        const T *v = value + b * values.batch + head * values.head + (start + t) * values.token;
+                        bool kept = !mask || mask[b * count + start + t];
+                        for (Size c = 0; c < d; c += LANES) {
+                            Lanes some = kept ? features(load(k + c, d - c), map) : Lanes{};
+                            store(phi.data() + t * deep + c, some);
+                            store(sums.data() + c, load(sums.data() + c) + some);
+                        }
+                        for (Size c = 0; c < e; c += LANES)
+                            store(held.data() + t * wide + c, kept ? load(v + c, e - c) : Lanes{});
+                    }
+                    for (Size column = 0; column < wide; column += 2 * LANES)
+                        for (Size c = 0; c < deep; c += 4) {
+                            const float *factors = phi.data() + c, *from = held.data() + column;
+                            float *to = state.data() + c * wide + column;
+                            if (column + LANES < wide)
+                                add_products<2>(factors, deep, from, here, to, wide);
+                            else
+                                add_products<1>(factors, deep, from, here, to, wide);
+                        }
+                }
+                Size place = b * heads + head;
+                for (Size c = 0; c < d; ++c)
+                    std::memcpy(memory + (place * d + c) * e, state.data() + c * wide, e * sizeof(float));
+                std::memcpy(mass + place * d, sums.data(), d * sizeof(float));
+            }
+    }
+}
+
+template <typename T>
+void attention_apply(
+    const T *query, const float *memory, const float *mass, T *out, Size batch, Size heads, Size count, Size d, Size e,
+    Strides queries, Strides outs, int map, float eps
+) {
+    Size wide = padded(e), deep = padded(d), parts = (count + TOKENS - 1) / TOKENS;
+#pragma omp parallel
+    {
+        std::vector<float> phi(4 * deep), state(d * wide, 0.0f), mixed(4 * wide), weights(deep, 0.0f);
+#pragma omp for collapse(3) schedule(static)
+        for (Size b = 0; b < batch; ++b)
+            for (Size head = 0; head < heads; ++head)
+                for (Size part = 0; part < parts; ++part) {
+                    Size place = b * heads + head;
+                    for (Size c = 0; c < d; ++c)
+                        std::memcpy(state.data() + c * wide, memory + (place * d + c) * e, e * sizeof(float));
+                    std::memcpy(weights.data(), mass + place * d, d * sizeof(float));
+                    Size end = std::min((part + 1) * TOKENS, count);
+                    for (Size start = part * TOKENS; start < end; start += 4) {
+                        Size here = std::min<Size>(4, end - start);
+                        float divisors[4] = {1, 1, 1, 1};
+                        for (Size t = 0; t < here; ++t) {
+                            const T *q = query + b * queries.batch + head * queries.head + (start + t) * queries.token;
+                            Lanes sum{};
+                            for (Size c = 0; c < d; c += LANES) {
+                                Lanes some = features(load(q + c, d - c), map);
+                                store(phi.data() + t * deep + c, some);
+                                sum += some * load(weights.data() + c);
+                            }
+                            divisors[t] = total(sum) + eps;
+                        }
+                        multiply(phi.data(), deep, d, state.data(), wide, mixed.data(), wide);
+                        for (Size t = 0; t < here; ++t) {
+                            T *to = out + b * outs.batch + head * outs.head + (start + t) * outs.token;
+                            for (Size c = 0; c < e; c += LANES)
+                                store(to + c, load(mixed.data() + t * wide + c) / divisors[t], e - c);
+                        }
+                    }
+                }
+    }
+}
+
+// Four phases of an upsampling convolution, (b h+1 w+1 4c) in the order of [row parity, column parity, c], spread over
+// (b 2h 2w c); added to it x (b h w from) as its shortcut, whose channel (4 o + phase) from / (4 c) goes to o.
+template <typename T>
+void interleave(
+    const T *phases, const T *x, const T *bias, T *out, Size batch, Size height, Size width, Size channels, Size from
+) {
+#pragma omp parallel for collapse(2) schedule(static)
+    for (Size b = 0; b < batch; ++b)
+        for (Size row = 0; row < 2 * height; ++row)
+            for (Size column = 0; column < 2 * width; ++column) {
+                Size down = row % 2, right = column % 2, phase = 2 * down + right;
+                const T *near = phases +
+                    ((b * (height + 1) + row / 2 + down) * (width + 1) + column / 2 + right) * 4 * channels +
+                    phase * channels;
+                const T *far = x ? x + ((b * height + row / 2) * width + column / 2) * from : nullptr;
+                T *to = out + ((b * 2 * height + row) * 2 * width + column) * channels;
+                Size repeats = x ? 4 * channels / from : 1;
+                for (Size c = 0; c < channels; c += LANES) {
+                    Size left = std::min(LANES, channels - c);
+                    Lanes value = load(near + c, left);
+                    if (bias) value += load(bias + c, left);
+                    if (x && repeats == 4) {
+                        value += load(far + c, left);
+                    } else if (x && repeats == 2 && left == LANES) {
+                        value += load_every_other(far + 2 * c, down);
+                    } else if (x) {
+                        T some[LANES] = {};
+                        for (Size lane = 0; lane < left; ++lane) some[lane] = far[(4 * (c + lane) + phase) / repeats];
+                        value += load(some);
+                    }
+                    store(to + c, value, left);
+                }
+            }
+}
+
+}  // namespace
+
+extern "C" {
+
+// Raised whenever a signature below changes.
+int lineardit_passes_version() { return 1; }
+
+#define PASSES(SUFFIX, T)                                                                                             \
+    void add_steer_##SUFFIX(                                                                                          \
+        const T *x, const T *y, const T *gate, const T *shift, const T *scale, T *sum, T *out, Size rows,             \
+        Size per_batch, Size width, Size table_stride, float eps                                                      \
+    ) {                                                                                                               \
+        add_steer(x, y, gate, shift, scale, sum, out, rows, per_batch, width, table_stride, eps);                     \
+    }                                                                                                                 \
+    void rms_norm_##SUFFIX(                                                                                           \
+        const T *x, const T *residual, const T *weight, const T *bias, T *out, Size rows, Size width, float eps,      \
+        int relu                                                                                                      \
+    ) {                                                                                                               \
+        rms_norm(x, residual, weight, bias, out, rows, width, eps, relu);                                             \
+    }                                                                                                                 \
+    void depthwise_gate_##SUFFIX(                                                                                     \
+        const T *x, const float *weight, const float *bias, T *out, Size batch, Size height, Size width, Size hidden  \
+    ) {                                                                                                               \
+        depthwise_gate(x, weight, bias, out, batch, height, width, hidden);                                           \
+    }                                                                                                                 \
+    void attention_state_##SUFFIX(                                                                                    \
+        const T *key, const T *value, const uint8_t *mask, float *memory, float *mass, const Size *shape,             \
+        const Size *strides, int map                                                                                  \
+    ) {                                                                                                               \
+        attention_state(                                                                                              \
+            key, value, mask, memory, mass, shape[0], shape[1], shape[2], shape[3], shape[4],                         \
+            Strides{strides[0], strides[1], strides[2]}, Strides{strides[3], strides[4], strides[5]}, map             \
+        );                                                                                                            \
+    }                                                                                                                 \
+    void attention_apply_##SUFFIX(                                                                                    \
+        const T *query, const float *memory, const float *mass, T *out, const Size *shape, const Size *strides,       \
+        int map, float eps                                                                                            \
+    ) {                                                                                                               \
+        attention_apply(                                                                                              \
+            query, memory, mass, out, shape[0], shape[1], shape[2], shape[3], shape[4],                               \
+            Strides{strides[0], strides[1], strides[2]}, Strides{strides[3], strides[4], strides[5]}, map, eps        \
+        );                                                                                                            \
+    }                                                                                                                 \
+    void interleave_##SUFFIX(                                                                                         \
+        const T *phases, const T *x, const T *bias, T *out, Size batch, Size height, Size width, Size channels,       \
+        Size from                                                                                                     \
+    ) {                                                                                                               \
+        interleave(phases, x, bias, out, batch, height, width, channels, from);                                       \
+    }
+
+PASSES(f32, float)
+PASSES(bf16, Bf16)
+
+}  // extern "C"

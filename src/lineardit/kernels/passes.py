@@ -1,0 +1,212 @@
+"""Passes over tokens and pixels, each defined in torch and, where the native library is in use, a loop of it.
+
+The definitions are differentiable and run everywhere. The library reads and writes memory once where torch
+does it several times, computes in float32 whatever the dtype, and rounds once.
+"""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+from lineardit.kernels import native
+from lineardit.kernels.linear_attention import linear_attention
+
+
+def steered(
+    x: Float[Tensor, "b n c"], shift: Float[Tensor, "b 1 c"], scale: Float[Tensor, "b 1 c"], eps: float
+) -> Float[Tensor, "b n c"]:
+    """LayerNorm(x) (1 + scale) + shift."""
+    library = native.takes(x, shift, scale)
+    if library is None:
+        return functional.layer_norm(x, x.shape[-1:], eps=eps) * (1 + scale) + shift
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    _add_steer(library, x, None, None, shift, scale, None, out, eps)
+    return out
+
+
+def added(
+    x: Float[Tensor, "b n c"], y: Float[Tensor, "b n c"], gate: Float[Tensor, "b 1 c"]
+) -> Float[Tensor, "b n c"]:
+    """x + gate y."""
+    library = native.takes(x, y, gate)
+    if library is None:
+        return x + gate * y
+    x, y = x.contiguous(), y.contiguous()
+    out = torch.empty_like(x)
+    _add_steer(library, x, y, gate, None, None, out, None, 0.0)
+    return out
+
+
+def added_steered(
+    x: Float[Tensor, "b n c"],
+    y: Float[Tensor, "b n c"],
+    shift: Float[Tensor, "b 1 c"],
+    scale: Float[Tensor, "b 1 c"],
+    eps: float,
+) -> tuple[Float[Tensor, "b n c"], Float[Tensor, "b n c"]]:
+    """x + y, and its LayerNorm (1 + scale) + shift."""
+    library = native.takes(x, y, shift, scale)
+    if library is None:
+        total = x + y
+        return total, steered(total, shift, scale, eps)
+    x, y = x.contiguous(), y.contiguous()
+    total, out = torch.empty_like(x), torch.empty_like(x)
+    _add_steer(library, x, y, None, shift, scale, total, out, eps)
+    return total, out
+
+
+def rms_normed(
+    x: Float[Tensor, "*b c"],
+    weight: Float[Tensor, " c"],
+    bias: Float[Tensor, " c"] | None,
+    eps: float,
+    *,
+    residual: Float[Tensor, "*b c"] | None = None,
+    relu: bool = False,
+) -> Float[Tensor, "*b c"]:
+    """x / sqrt(mean(x^2) + eps) weight + bias, in float32, then ReLU or plus a residual where asked for."""
+    if (library := native.takes(x, weight, bias, residual)) is not None:
+        x, kept = x.contiguous(), None if residual is None else residual.contiguous()
+        out = torch.empty_like(x)
+        rows, width = x.numel() // x.shape[-1], x.shape[-1]
+        native.call(library, "rms_norm", x.dtype, x, kept, weight, bias, out, rows, width, eps, relu)
+        return out
+    wide = x.float() if x.dtype.itemsize < 4 else x
+    scaled = functional.rms_norm(wide, x.shape[-1:], weight.to(wide.dtype), eps)
+    normed = (scaled if bias is None else scaled + bias).to(x.dtype)
+    normed = functional.relu(normed) if relu else normed
+    return normed if residual is None else residual + normed
+
+
+def depthwise_gated(
+    x: Float[Tensor, "b h w c2"], weight: Float[Tensor, "c2 1 3 3"], bias: Float[Tensor, " c2"]
+) -> Float[Tensor, "b h w c"]:
+    """content SiLU(gate), the halves of a depthwise 3x3 convolution with zeros around the picture."""
+    if (library := native.takes(x, weight, bias)) is not None:
+        b, h, w, both = x.shape
+        out = x.new_empty((b, h, w, both // 2))
+        taps, offset = weight.reshape(both, 9).t().float().contiguous(), bias.float()
+        native.call(library, "depthwise_gate", x.dtype, x.contiguous(), taps, offset, out, b, h, w, both // 2)
+        return out
+    near = functional.conv2d(x.permute(0, 3, 1, 2), weight, bias, padding=1, groups=len(weight))
+    content, gate = near.permute(0, 2, 3, 1).chunk(2, dim=-1)
+    return content * functional.silu(gate)
+
+
+def linear_silu(
+    x: Float[Tensor, "*b c"], weight: Float[Tensor, "d c"], bias: Float[Tensor, " d"] | None
+) -> Float[Tensor, "*b d"]:
+    """SiLU(x weight^T + bias); beside the library oneDNN applies the SiLU before it writes the product."""
+    if native.takes(x, weight, bias) is not None and not torch.is_autocast_enabled("cpu"):
+        fused: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "swish", [], "")
+        return fused
+    return functional.silu(functional.linear(x, weight, bias))
+
+
+def convolved_silu(
+    x: Float[Tensor, "b c h w"], weight: Float[Tensor, "d c 3 3"], bias: Float[Tensor, " d"] | None
+) -> Float[Tensor, "b d h w"]:
+    """SiLU of a 3x3 convolution with zeros around the picture; as `linear_silu`."""
+    if native.takes(x, weight, bias) is not None and not torch.is_autocast_enabled("cpu"):
+        geometry = [1, 1], [1, 1], [1, 1], 1
+        fused: Tensor = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *geometry, "swish", [], "")
+        return fused
+    convolved = functional.conv2d(x, weight, bias, padding=1)
+    return functional.silu(convolved, inplace=not torch.is_grad_enabled())
+
+
+def interleaved(
+    phases: Float[Tensor, "b h1 w1 c4"],
+    bias: Float[Tensor, " c"] | None,
+    x: Float[Tensor, "b h w f"] | None,
+) -> Float[Tensor, "b h2 w2 c"]:
+    """Spread the four phases of a doubled picture, each a row and a column larger than it; add a shortcut.
+
+    Phase 2 p + q holds the pixels of rows of parity p and columns of parity q, from its row p, column q on.
+    The shortcut repeats the f channels of x, in place, to 4c; channel 4 o + 2 p + q then goes to channel o.
+    """
+    b, height, width = phases.shape[0], phases.shape[1] - 1, phases.shape[2] - 1
+    channels = phases.shape[3] // 4
+    if (library := native.takes(phases, bias, x)) is not None:
+        out = phases.new_empty((b, 2 * height, 2 * width, channels))
+        from_channels = 0 if x is None else x.shape[-1]
+        kept = None if x is None else x.contiguous()
+        native.call(
+            library,
+            "interleave",
+            phases.dtype,
+            *(phases.contiguous(), kept, bias, out),
+            *(b, height, width, channels, from_channels),
+        )
+        return out
+    parts = torch.unflatten(phases, -1, (2, 2, channels))
+    rows = [
+        torch.stack(
+            [parts[:, p : p + height, q : q + width, p, q] for q in range(2)],
+            dim=3,
+        )
+        for p in range(2)
+    ]
+    out = torch.stack(rows, dim=2).reshape(b, 2 * height, 2 * width, channels)
+    if bias is not None:
+        out = out + bias
+    if x is not None:
+        repeated = x.repeat_interleave(4 * channels // x.shape[-1], dim=-1)
+        out = out + functional.pixel_shuffle(repeated.movedim(-1, 1), 2).movedim(1, -1)
+    return out
+
+
+def disagreement() -> float:
+    """The largest error of the library in use, in float32, over the definitions' largest numbers."""
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+    x, y, table = draw(2, 5, 37), draw(2, 5, 37), draw(2, 6, 37)
+    gate, shift, scale = table[:, :1], table[:, 1:2], table[:, 2:3]
+    heads = draw(2, 3, 70, 20)
+    work: list[Callable[[], Tensor]] = [
+        lambda: steered(x, shift, scale, 1e-6),
+        lambda: added(x, y, gate),
+        lambda: torch.cat(added_steered(x, y, shift, scale, 1e-6)),
+        lambda: rms_normed(x, gate[0, 0], shift[0, 0], 1e-5, residual=y),
+        lambda: depthwise_gated(draw(1, 3, 5, 38), draw(38, 1, 3, 3), draw(38)),
+        lambda: interleaved(draw(1, 4, 6, 36), draw(9), draw(1, 3, 5, 18)),
+        lambda: linear_attention(heads, heads, heads),
+    ]
+    found = [each() for each in work]
+    with native.using("torch"):
+        wanted = [each() for each in work]
+    errors = [(one - two).abs().max() / two.abs().max() for one, two in zip(found, wanted, strict=True)]
+    return float(torch.stack(errors).max())
+
+
+def _add_steer(
+    library: native.Library,
+    x: Tensor,
+    y: Tensor | None,
+    gate: Tensor | None,
+    shift: Tensor | None,
+    scale: Tensor | None,
+    total: Tensor | None,
+    out: Tensor | None,
+    eps: float,
+) -> None:
+    batch, per_batch, width = x.shape
+    steering = [None if each is None else each.expand(batch, -1, -1) for each in (gate, shift, scale)]
+    strides = {each.stride()[::2] for each in steering if each is not None}
+    if len(strides) > 1 or next(iter(strides))[1] != 1:
+        steering = [None if each is None else each.contiguous() for each in steering]
+        strides = {(width, 1)}
+    ((stride, _),) = strides
+    native.call(
+        library,
+        "add_steer",
+        x.dtype,
+        *(x, y, *steering, total, out),
+        *(batch * per_batch, per_batch, width, stride, eps),
+    )
