@@ -252,7 +252,9 @@ def test_a_published_pipeline_is_described(published: Path, capsys: pytest.Captu
     facts = described(capsys, str(published), "--height", "64", "--width", "32", "--dtype", "fp32")
     network = SanaTransformer2DModel.from_pretrained(published / "transformer")
     transformer = facts["transformer"]
-    assert facts["model"]["format"] == "diffusers"
+    assert (facts["model"]["format"], facts["model"]["made_for"]) == ("diffusers", "40 x 40 pixels")
+    alone = described(capsys, str(published / "transformer"))
+    assert alone["model"]["made_for"] == "5 x 5 latents" and "memory" not in alone
     assert transformer["parameters"] == sum(each.numel() for each in network.parameters())
     assert (transformer["class"], transformer["dtype"], transformer["preset"]) == ("Transformer", "F32", None)
     assert facts["text_encoder"] == {"class": "Gemma2Model", "width": 28}

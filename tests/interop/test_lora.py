@@ -167,6 +167,17 @@ def test_a_lora_for_another_model_is_refused_and_nothing_is_added(
     assert "\n" not in str(caught.value) and loras(network) == {}
 
 
+def test_info_says_what_a_lora_adds(files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    import json
+
+    for name in ("style", "diffusers"):
+        assert main(["info", str(files[name]), "--json"]) == 0
+        facts = json.loads(capsys.readouterr().out)["lora"]
+        assert (facts["ranks"], facts["scales"], facts["dtype"]) == ([3], [2.0], "float32")
+        assert facts["layers"] == len(read_lora(files[name]).factors) and facts["for_width"] == 40
+    assert main(["info", str(files["style"] / "adapter_model.safetensors")]) == 0
+
+
 def test_names_and_weights_that_make_no_sense_are_refused(files: dict[str, Path]) -> None:
     network, lora = ours(), read_lora(files["style"])
     with pytest.raises(InputError, match="cannot name a LoRA"):

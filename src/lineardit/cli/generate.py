@@ -89,8 +89,11 @@ def generate(
     from rich.progress import Progress
 
     from lineardit.data.picture_files import read_picture
+    from lineardit.interop.lora import read_lora
     from lineardit.pipeline import Pipeline
 
+    for source, _ in weighted:
+        read_lora(source)  # before the model, which may take minutes to load
     control = None if control_image is None else [read_picture(control_image)]
     pipe = Pipeline.from_pretrained(
         model, autoencoder=autoencoder, text_encoder=text_encoder, device=device, dtype=dtype

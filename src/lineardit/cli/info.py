@@ -115,15 +115,20 @@ def model_facts(
     target: str, verify: bool, height: int | None, width: int | None, dtype: str = "auto"
 ) -> dict[str, Any]:
     """What a model is, from its description and the headers of its weights."""
+    from lineardit.interop.lora import is_lora
     from lineardit.interop.native import check_files
-    from lineardit.interop.places import open_place
+    from lineardit.interop.places import open_place, resolve
 
+    if is_lora(resolve(target)):
+        return lora_facts(target)
     place = open_place(target)
     if verify:
         if place.format != "native":
             raise InputError(f"{target} has no checksums to verify: it is a {place.format} checkpoint.")
         check_files(place.path)
-    facts: dict[str, Any] = {"model": {"format": place.format, "path": str(place.path)}}
+    facts: dict[str, Any] = {
+        "model": {"format": place.format, "path": str(place.path), "made_for": _made_for(place)}
+    }
     for name, network in place.networks.items():
         facts[name] = _network_facts(network)
         if place.format == "native":
@@ -144,6 +149,38 @@ def model_facts(
     if card.is_file():
         facts["card"] = {"text": card.read_text("utf-8", errors="replace")}
     return facts
+
+
+def lora_facts(target: str) -> dict[str, Any]:
+    """What a LoRA adds, and to what."""
+    from lineardit.interop.lora import read_lora
+
+    lora = read_lora(target)
+    factors = lora.factors.values()
+    return {
+        "lora": {
+            "path": lora.source,
+            "layers": len(lora.factors),
+            "ranks": sorted({each.down.shape[0] for each in factors}),
+            "scales": sorted({round(each.scale, 6) for each in factors}),
+            "parameters": sum(each.down.numel() + each.up.numel() for each in factors),
+            "dtype": ", ".join(sorted({str(each.up.dtype).removeprefix("torch.") for each in factors})),
+            "first_layer": next(iter(lora.factors)),
+            "for_width": max(min(each.down.shape[1], each.up.shape[0]) for each in factors),
+        }
+    }
+
+
+def _made_for(place: "Place") -> str | None:
+    """The size of pictures, or of latents where the autoencoder is not there, as far as it is known."""
+    from lineardit.config.models import TransformerConfig
+
+    if "size" in place.sampling:
+        return "{0} x {0} pixels".format(place.sampling["size"])
+    config = place.networks["transformer"].config if "transformer" in place.networks else None
+    if not isinstance(config, TransformerConfig):
+        return None
+    return "{0} x {0} latents".format(config.position_base * config.patch_size)
 
 
 def _network_facts(network: "Network") -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lineardit.errors import CheckpointError, InputError
 from lineardit.interop.diffusers import transformer_renaming
 from lineardit.interop.places import read_json, resolve
-from lineardit.interop.stored import LazyTensors, open_tensors, read_metadata
+from lineardit.interop.stored import LazyTensors, open_tensors, read_header, read_metadata
 from lineardit.nn.wide import linear
 from lineardit.transformer.model import Transformer
 
@@ -134,6 +134,18 @@ def read_lora(place: str | Path) -> Lora:
     options = options or _diffusers_options(path)
     _check_options(options, path)
     return Lora(str(path), _factors(tensors, options, path))
+
+
+def is_lora(path: Path) -> bool:
+    """Whether a folder or file looks like a LoRA and not like a model; only names are looked at.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    if path.is_dir():
+        return any((path / name).is_file() for name in (PEFT_WEIGHTS, DIFFUSERS_WEIGHTS))
+    names = read_header(path) if path.suffix == ".safetensors" else {}
+    return bool(names) and all("lora" in name or name.endswith(".alpha") for name in names)
 
 
 def add_lora(transformer: Transformer, lora: Lora, name: str, weight: float = 1.0) -> None:

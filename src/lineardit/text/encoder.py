@@ -53,6 +53,9 @@ class _TransformersEncoder:
         if find_spec("transformers") is None:
             raise MissingExtraError("transformers", "hub", f"the text encoder {cls.model_class}")
         transformers = import_module("transformers")
+        bars = transformers.utils.logging
+        shown = bars.is_progress_bar_enabled()
+        bars.disable_progress_bar()  # what is printed while a model loads is up to who loads it
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(
                 tokenizer_folder or folder, local_files_only=True
@@ -70,6 +73,9 @@ class _TransformersEncoder:
             raise CheckpointError(
                 f"{folder} holds no {cls.model_class} with its tokenizer: {reason}"
             ) from None
+        finally:
+            if shown:
+                bars.enable_progress_bar()
         # transformers draws at random what it does not find.
         lacking = [*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])]
         if lacking:
