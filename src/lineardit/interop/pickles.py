@@ -90,5 +90,5 @@ def _read(path: Path, tensor: Tensor) -> Tensor:
     if not tensor.is_contiguous():
         whole = read_bytes(path, begin, begin + storage.nbytes()).view(tensor.dtype)
         return whole.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).contiguous()
-    begin += tensor.storage_offset() * tensor.itemsize
+    begin += int(tensor.storage_offset()) * tensor.itemsize
     return read_bytes(path, begin, begin + tensor.nbytes).view(tensor.dtype).reshape(tensor.shape)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lineardit.autoencoder.model import Autoencoder
 from lineardit.config.models import AutoencoderConfig, Config, TransformerConfig
@@ -90,7 +90,7 @@ _STRANGERS = {
 }
 
 
-NOTHING = LazyTensors({}, {}.__getitem__)
+NOTHING = LazyTensors({}, dict[str, Tensor]().__getitem__)
 SPARE_SUFFIX = ".official.safetensors"
 """Behind a network's name: the file of our folders that its spare tensors lie in."""
 

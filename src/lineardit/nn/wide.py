@@ -34,11 +34,10 @@ class Conv2d(nn.Conv2d):
         if self.weight.dtype != torch.float16:
             return super().forward(x)
         bias = None if self.bias is None else self.bias.float()
-        geometry = self.stride, self.padding, self.dilation, self.groups
         # Depthwise kernels are small, and a CPU multiplies float16 slower than float32.
         if x.device.type == "cpu" or self.groups > 1:
-            return functional.conv2d(x.float(), self.weight.float(), bias, *geometry)
-        product = scaled_product(x, self.weight, lambda y: functional.conv2d(y, self.weight, None, *geometry))
+            return self._conv_forward(x.float(), self.weight.float(), bias)
+        product = scaled_product(x, self.weight, lambda y: self._conv_forward(y, self.weight, None))
         return product if bias is None else product + bias[:, None, None]
 
 
@@ -50,8 +49,9 @@ class BatchNorm2d(nn.BatchNorm2d):
         if self.weight.dtype != torch.float16:
             return super().forward(x)
         assert self.running_mean is not None and self.running_var is not None and not self.training
-        given = self.running_mean, self.running_var, self.weight, self.bias
-        return functional.batch_norm(x.float(), *(each.float() for each in given), eps=self.eps)
+        mean, variance = self.running_mean.float(), self.running_var.float()
+        weight, bias = self.weight.float(), self.bias.float()
+        return functional.batch_norm(x.float(), mean, variance, weight, bias, eps=self.eps)
 
 
 def linear(
