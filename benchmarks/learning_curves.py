@@ -1,6 +1,7 @@
 """Draw how the loss of one or more runs fell, over the samples they saw.
 
-python benchmarks/learning_curves.py transformer=runs/emoji-transformer -o docs/pictures/learning.svg
+    python benchmarks/learning_curves.py velocity=runs/emoji-transformer:velocity \
+        "object at each token=runs/emoji-transformer:layout" -o docs/pictures/learning.svg
 """
 
 import argparse
@@ -10,10 +11,12 @@ from pathlib import Path
 from lineardit.bench.plot import line_plot
 
 
-def losses(run: Path) -> list[tuple[float, float]]:
+def losses(run: str) -> list[tuple[float, float]]:
     """(step, loss) of a run's metrics; where a run was resumed, the last word on a step counts."""
-    lines = (run / "metrics.jsonl").read_text("utf-8").splitlines()
-    return sorted({entry["step"]: entry["loss"] for entry in map(json.loads, lines)}.items())
+    folder, _, name = run.partition(":")
+    lines = (Path(folder) / "metrics.jsonl").read_text("utf-8").splitlines()
+    entries = [entry for entry in map(json.loads, lines) if (name or "loss") in entry]
+    return sorted({entry["step"]: entry[name or "loss"] for entry in entries}.items())
 
 
 def main() -> None:
@@ -21,10 +24,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="+", metavar="NAME=FOLDER", help="folders of runs")
+    parser.add_argument("runs", nargs="+", metavar="NAME=FOLDER[:LOSS]", help="folders of runs")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the SVG to write")
     given = parser.parse_args()
-    series = {name: losses(Path(folder)) for name, _, folder in (run.partition("=") for run in given.runs)}
+    series = {name: losses(folder) for name, _, folder in (run.partition("=") for run in given.runs)}
     text = line_plot(series, title="Loss by step", x_label="step", y_label="loss", log_y=True)
     given.output.write_text(text, "utf-8")
 
