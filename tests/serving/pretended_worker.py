@@ -1,8 +1,8 @@
 """A worker that draws nothing, for the server's tests: no torch, and it hangs, fails or dies as it is told.
 
-The first word of a prompt decides: `die`, `die-once FILE`, `hang`, `fail KIND`, `slow`, anything else. Its
-pictures are of one colour: the seed, how many were drawn together, and its process modulo 256; one that
-starts from a picture is that picture.
+The first word of a prompt decides: `die`, `die-once FILE`, `hang`, `fail KIND`, `slow`, `until FILE` (it
+waits for that file), anything else. Its pictures are of one colour: the seed, how many were drawn together,
+and its process modulo 256; one that starts from a picture is that picture.
 """
 
 import os
@@ -35,6 +35,10 @@ def draw(order: dict[str, object], payload: bytes, cancelled: set[tuple[int, int
     batch, jobs = order["batch"], order["jobs"]
     total = max(1, int(jobs[0]["num_inference_steps"] * (jobs[0]["strength"] or 1)))
     pause = 0.05 if any(job["prompt"].startswith("slow") for job in jobs) else 0.0
+    for job in jobs:
+        word, _, place = job["prompt"].partition(" ")
+        while word == "until" and not Path(place).exists():
+            time.sleep(0.002)
     about = {"batch": batch, "total": total, "width": 1, "height": 1}
     for step in range(1, total + 1):
         rows = [row for row in range(len(jobs)) if (batch, row) not in cancelled]

@@ -105,7 +105,8 @@ async def test_pictures_of_one_kind_are_drawn_together_and_others_are_not() -> N
     async with running() as engine:
         first = ticket("slow", width=16)
         engine.submit(first)
-        await asyncio.sleep(0.05)
+        while not engine.drawing:
+            await asyncio.sleep(0)
         asked = [ticket("a", seed=1), ticket("b", seed=2, steps=2), ticket("c", seed=3), ticket("d", seed=4)]
         for each in asked:
             engine.submit(each)
@@ -122,11 +123,12 @@ async def test_no_more_than_the_worker_takes_are_drawn_together() -> None:
 
 
 @alone
-async def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
+async def test_a_full_queue_refuses_and_says_when_to_come_back(tmp_path: Path) -> None:
     async with running(batch=1, limits={"waiting": 3}) as engine:
-        drawn = ticket("slow", steps=10)
+        drawn = ticket(f"until {tmp_path / 'go'}")
         engine.submit(drawn)
-        await asyncio.sleep(0.1)
+        while not engine.drawing:
+            await asyncio.sleep(0)
         waiting = ticket("a", "b")
         engine.submit(waiting)
         with pytest.raises(Failure) as refused:
@@ -136,6 +138,7 @@ async def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
         last = ticket("c")
         engine.submit(last)
         assert not engine.is_ready
+        (tmp_path / "go").touch()
         positions = [event.position for event in await events(last) if isinstance(event, Waiting)]
         assert positions[-1] == 0 and positions == sorted(positions, reverse=True)
 
@@ -162,7 +165,8 @@ async def test_a_cancelled_request_leaves_the_queue_and_stops_between_two_steps(
         drawn, waiting, last = ticket("slow", steps=400), ticket("slow", steps=400), ticket("a")
         for each in (drawn, waiting, last):
             engine.submit(each)
-        await asyncio.sleep(0.1)
+        while not engine.drawing:
+            await asyncio.sleep(0)
         assert engine.drawing == 1 and len(engine.waiting) == 2
         waiting.cancel()
         assert len(engine.waiting) == 1

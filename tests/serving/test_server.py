@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,8 +40,8 @@ def events(connection: Any) -> list[dict[str, Any]]:
     return [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
 
 
-def test_a_stream_tells_the_queue_and_every_step_to_those_who_ask(pretended: Any) -> None:
-    before = pretended.send(GENERATE, {"prompt": "slow", "num_inference_steps": 20})
+def test_a_stream_tells_the_queue_and_every_step_to_those_who_ask(pretended: Any, tmp_path: Path) -> None:
+    before = pretended.send(GENERATE, {"prompt": f"until {tmp_path / 'go'}"})
     pretended.until(lambda: pretended.metric("lineardit_pictures_drawing") == 1)
     wanted = {
         "prompt": "slow",
@@ -50,7 +51,10 @@ def test_a_stream_tells_the_queue_and_every_step_to_those_who_ask(pretended: Any
         "seed": 4,
         "size": "8x8",
     }
-    found = events(pretended.send(GENERATE, wanted))
+    asked = pretended.send(GENERATE, wanted)
+    pretended.until(lambda: pretended.metric("lineardit_pictures_waiting") == 1)
+    (tmp_path / "go").touch()
+    found = events(asked)
     assert reply(before)[0] == 200
     kinds = [event["type"] for event in found]
     assert kinds[:2] == ["lineardit.waiting", "lineardit.note"] and kinds[-1] == "image_generation.completed"
@@ -68,14 +72,15 @@ def test_a_mishap_in_a_stream_is_its_last_event(pretended: Any) -> None:
     assert [event["type"] for event in found] == ["error"] and found[0]["error"]["code"] == "out_of_memory"
 
 
-def test_when_the_queue_is_full_others_are_told_when_to_come_back(pretended: Any) -> None:
-    sent = [pretended.send(GENERATE, {"prompt": "slow", "num_inference_steps": 30})]
+def test_when_the_queue_is_full_others_are_told_when_to_come_back(pretended: Any, tmp_path: Path) -> None:
+    sent = [pretended.send(GENERATE, {"prompt": f"until {tmp_path / 'go'}"})]
     pretended.until(lambda: pretended.metric("lineardit_pictures_drawing") == 1)
     sent += [pretended.send(GENERATE, {"prompt": "a", "n": 2, "seed": seed}) for seed in (10, 20)]
     pretended.until(lambda: pretended.metric("lineardit_pictures_waiting") == 4)
     refused = pretended.draw()
     assert refused.status == 429 and refused.code == "queue_full" and int(refused.headers["retry-after"]) >= 1
     assert pretended.get("/readyz").status == 503 and pretended.get("/healthz").status == 200
+    (tmp_path / "go").touch()
     answers = [reply(connection) for connection in sent]
     assert [status for status, _ in answers] == [200, 200, 200]
     assert [[colour(each["b64_json"])[0] for each in body["data"]] for _, body in answers[1:]] == [
@@ -147,11 +152,14 @@ def test_a_slow_reader_holds_up_nobody(pretended: Any) -> None:
         pretended.until(lambda: pretended.metric("lineardit_pictures_drawing") == 0)
 
 
-def test_a_worker_that_is_killed_costs_nobody_a_picture(start_pretended: Callable[..., Any]) -> None:
+def test_a_worker_that_is_killed_costs_nobody_a_picture(
+    start_pretended: Callable[..., Any], tmp_path: Path
+) -> None:
     with start_pretended() as server:
-        sent = server.send(GENERATE, {"prompt": "slow", "num_inference_steps": 10, "seed": 8})
+        sent = server.send(GENERATE, {"prompt": f"until {tmp_path / 'go'}", "seed": 8})
         server.until(lambda: server.metric("lineardit_pictures_drawing") == 1)
         os.kill(server.worker, signal.SIGKILL)
+        (tmp_path / "go").touch()
         status, body = reply(sent)
         assert status == 200 and colour(body["data"][0]["b64_json"])[:2] == (8, 1)
         assert server.metric("lineardit_worker_restarts_total") == 1
@@ -167,17 +175,19 @@ def test_a_request_that_takes_too_long_is_ended(start_pretended: Callable[..., A
 
 
 def test_told_to_stop_it_finishes_what_it_accepted_and_frees_its_port(
-    start_pretended: Callable[..., Any],
+    start_pretended: Callable[..., Any], tmp_path: Path
 ) -> None:
     with start_pretended(batch=1) as server:
+        prompts = (f"until {tmp_path / 'go'}", "a", "a")
         sent = [
-            server.send(GENERATE, {"prompt": "slow", "num_inference_steps": 6, "seed": seed})
-            for seed in (1, 2, 3)
+            server.send(GENERATE, {"prompt": prompt, "seed": seed})
+            for seed, prompt in enumerate(prompts, start=1)
         ]
         server.until(lambda: server.metric("lineardit_pictures_waiting") == 2)
         idle = server.connect()
         idle.connect()
         server.process.send_signal(signal.SIGTERM)
+        (tmp_path / "go").touch()
         answers = [reply(connection) for connection in sent]
         assert [colour(body["data"][0]["b64_json"])[0] for _, body in answers] == [1, 2, 3]
         assert server.process.wait(20) == 0

@@ -152,10 +152,3 @@ def test_a_mistake_is_told_and_the_worker_goes_on(worker: Speaker) -> None:
     assert worker.draw(6, job(sampler="eular"))[-1].message["kind"] == "InputError"
     assert worker.draw(7, job(height=0))[-1].message["type"] == "failed"
     assert worker.draw(8, job())[-1].message["type"] == "done"
-
-
-def test_a_model_that_is_none_is_told_and_the_process_ends(tmp_path: Path) -> None:
-    speaker = Speaker(str(tmp_path / "gone"))
-    assert speaker.first["kind"] == "CheckpointError" and "is no folder" in speaker.first["message"]
-    assert speaker.process.wait(20) == 0
-    speaker.close()
