@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from lineardit.autoencoder.model import Autoencoder
 from lineardit.config.models import AutoencoderConfig
 from lineardit.config.presets import AUTOENCODERS, TRANSFORMERS, differing
+from lineardit.pipeline import Pipeline
 from lineardit.transformer.controlnet import ControlNet
 from lineardit.transformer.model import Transformer
 
@@ -99,3 +101,13 @@ def test_autoencoders(name: str, narrowed: Narrowed) -> None:
     network = loud(Autoencoder(config), "second.weight", "contract.weight", "to_out.weight")
     pixels = torch.randn(1, 3, config.stride, 2 * config.stride, generator=torch.Generator().manual_seed(1))
     check(network, pixels)
+
+
+def test_a_whole_pipeline_draws_almost_the_same_in_every_dtype(published: Path) -> None:
+    drawn = {}
+    for dtype in ("fp32", "fp16", "bf16"):
+        pipe = Pipeline.from_pretrained(published, device="cpu", dtype=dtype)
+        options = {"height": 16, "width": 16, "num_inference_steps": 2, "output_type": "np"}
+        drawn[dtype] = pipe("two dogs", **options).images
+    assert abs(drawn["fp16"] - drawn["fp32"]).max() < 0.01 < drawn["fp32"].std()
+    assert abs(drawn["bf16"] - drawn["fp32"]).max() < 0.1

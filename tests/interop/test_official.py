@@ -208,6 +208,27 @@ def test_published_autoencoders_are_recognised_by_their_shapes_and_names() -> No
         guess_autoencoder(LazyTensors(stored, tensors._read), "model.pt")
 
 
+def test_folders_of_official_releases_are_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An autoencoder beside a config.json that only names it, and a transformer below checkpoints/."""
+    named = {"dc-ae-in": MIX, "dc-ae-mix": differing(MIX, latent_scale=(0.5,))}
+    monkeypatch.setattr("lineardit.interop.official.AUTOENCODERS", named)
+    monkeypatch.setattr("lineardit.interop.official.TRANSFORMERS", {"small": SMALL})
+    monkeypatch.setattr("lineardit.interop.official.HEAD_DIM", SMALL.head_dim)
+    folder = tmp_path / "autoencoder"
+    folder.mkdir()
+    save_file(drawn(autoencoder_renaming(MIX).foreign_shapes), folder / "model.safetensors")
+    (folder / "config.json").write_text('{"model_name": "dc-ae-mix"}')
+    for place in (folder, folder / "model.safetensors"):
+        assert open_place(place).networks["autoencoder"].config == named["dc-ae-mix"]
+    release = tmp_path / "Sana" / "checkpoints"
+    release.mkdir(parents=True)
+    positions = {"pos_embed": torch.zeros(1, 16, SMALL.width)}
+    write_pickle(release / "sana.pth", official_transformer(SMALL) | positions)
+    found = open_place(tmp_path / "Sana")
+    assert found.networks["transformer"].config == differing(SMALL, position_base=4)
+    assert found.sampling == {"shift": 3.0, "sampler": "dpm++", "whole_times": True}
+
+
 # Files.
 
 

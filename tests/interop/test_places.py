@@ -330,6 +330,24 @@ def test_a_hub_id_that_is_at_hand_is_read_without_asking_the_network(
     assert asked == [{"name": "somebody/sana", "local_files_only": True}]
 
 
+def test_one_official_file_of_a_hub_id_is_a_place(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    asked: list[tuple[str, dict[str, Any]]] = []
+
+    def download(name: str, **options: Any) -> str:
+        asked.append((name, options))
+        return str(tmp_path / "sana.pth")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert places.resolve("hf://somebody/Sana/checkpoints/sana.pth") == tmp_path / "sana.pth"
+    assert asked == [("somebody/Sana", {"filename": "checkpoints/sana.pth", "local_files_only": True})]
+    with pytest.raises(CheckpointError, match="somebody/Sana/sana.pth is no folder and no file here"):
+        places.resolve("somebody/Sana/sana.pth")
+
+
 @pytest.mark.parametrize("place", ["", "gone.safetensors", "readme.txt"])
 def test_what_is_no_model_gets_one_line(tmp_path: Path, place: str) -> None:
     (tmp_path / "readme.txt").write_text("hello")

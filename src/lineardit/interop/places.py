@@ -76,8 +76,12 @@ NETWORK_CLASSES = (TRANSFORMER_CLASS, AUTOENCODER_CLASS, CONTROLNET_CLASS)
 TEXT_CLASSES = {"Gemma2Model": GemmaEncoder, "Gemma2ForCausalLM": GemmaEncoder}
 """Text encoders of pipelines, by the name that transformers has for them."""
 
+CHECKPOINTS = "checkpoints"
+"""The folder of an official release that its weights lie in."""
+
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+_HUB_FILE = re.compile(rf"hf://({_HUB_ID.pattern})/(.+)")
+_HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", f"{CHECKPOINTS}/*.pth")
 _OFFICIAL_SUFFIXES = SUFFIXES | {".safetensors"}
 # Families whose files people have at hand, by a part of a tensor's name.
 _STRANGERS = {
@@ -267,23 +271,32 @@ def resolve(place: str | Path) -> Path:
     path = Path(place)
     if path.exists():
         return path
+    if isinstance(place, str) and (named := _HUB_FILE.fullmatch(place)):
+        return _fetched(place, named[1], "hf_hub_download", {"filename": named[2]}, {})
     if not isinstance(place, str) or not _HUB_ID.fullmatch(place):
         raise CheckpointError(
             f"{place} is no folder and no file here. Give one, or a hub id such as NAME/MODEL."
         )
+    return _fetched(place, place, "snapshot_download", {}, {"allow_patterns": list(_HUB_FILES)})
+
+
+def _fetched(
+    place: str, name: str, function: str, wanted: Mapping[str, Any], when_fetched: Mapping[str, Any]
+) -> Path:
+    """The local copy of what a hub has under `name`, and only if there is none a fetched one."""
     if find_spec("huggingface_hub") is None:
         raise MissingExtraError("huggingface_hub", "hub", f"{place} is no folder here; a hub id")
-    download: Callable[..., str] = import_module("huggingface_hub").snapshot_download
+    download: Callable[..., str] = getattr(import_module("huggingface_hub"), function)
     try:
-        return Path(download(place, local_files_only=True))
+        return Path(download(name, **wanted, local_files_only=True))
     except Exception:  # nothing local, whatever the library calls it
         pass
     try:
-        return Path(download(place, allow_patterns=list(_HUB_FILES)))
+        return Path(download(name, **wanted, **when_fetched))
     except Exception as error:  # no network, no such model, no permission: many kinds, one meaning
         raise CheckpointError(
             f"{place} is no folder here, not among the models that huggingface_hub has at hand, and could "
-            f"not be fetched ({type(error).__name__}). Fetch it where there is a network: hf download {place}"
+            f"not be fetched ({type(error).__name__}). Fetch it where there is a network: hf download {name}"
         ) from None
 
 
@@ -352,9 +365,16 @@ def _opened(path: Path, variant: str | None) -> Place:
         return _native(path)
     if theirs:
         return _pipeline(path, variant)
-    if (path / "config.json").is_file():
+    if _describes_network(path):
         return Place(path, "diffusers", dict([_component(path, variant)]))
-    return _official_folder(path)
+    below = path / CHECKPOINTS
+    return _official_folder(below if below.is_dir() else path)
+
+
+def _describes_network(folder: Path) -> bool:
+    """Whether a config.json is there that says of what class the network is; efficientvit's only name it."""
+    file = folder / "config.json"
+    return file.is_file() and not {*read_json(file)} <= {"model_name"}
 
 
 def _native(path: Path) -> Place:
@@ -477,7 +497,7 @@ def _file(path: Path, variant: str | None) -> Place:
             f"{path} is neither a folder nor a file of weights ({', '.join(sorted(_OFFICIAL_SUFFIXES))})."
         )
     tensors = open_pickle(path) if path.suffix in SUFFIXES else open_tensors(path)
-    if path.suffix == ".safetensors" and (path.parent / "config.json").is_file():
+    if path.suffix == ".safetensors" and _describes_network(path.parent):
         return Place(path, "diffusers", dict([_component(path.parent, variant, tensors)]))
     return _official_place(path, _official(path, tensors))
 

@@ -96,10 +96,10 @@ class CrossAttention(nn.Module):
     def __init__(self, width: int, head_dim: int, *, qk_norm: bool = False) -> None:
         super().__init__()
         self.head_dim = head_dim
-        self.to_q = nn.Linear(width, width)
-        self.to_kv = nn.Linear(width, 2 * width)
+        self.to_q = Linear(width, width)
+        self.to_kv = Linear(width, 2 * width)
         self.query_norm, self.key_norm = _qk_norm(width, qk_norm), _qk_norm(width, qk_norm)
-        self.to_out = nn.Linear(width, width)
+        self.to_out = Linear(width, width)
 
     def forward(
         self,
