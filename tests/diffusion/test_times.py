@@ -8,6 +8,8 @@ from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteSchedul
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lineardit.config.runs import TimeConfig
+from lineardit.diffusion.objective import CosMap, flow_matching
 from lineardit.diffusion.times import (
     LogitNormal,
     Mode,
@@ -16,7 +18,9 @@ from lineardit.diffusion.times import (
     dpm_flow_times,
     euler_flow_times,
     flow_times,
+    shift_at,
     shift_times,
+    time_distribution,
     unshift_times,
 )
 from lineardit.errors import InputError
@@ -148,3 +152,20 @@ def test_distributions_without_a_density_are_refused():
         LogitNormal(0.0, 0.0)
     with pytest.raises(InputError, match="lies outside"):
         Mode(2.0)
+
+
+def test_a_recipe_names_its_distribution_weighting_and_shift():
+    assert time_distribution(TimeConfig(mean=0.3, std=0.7)) == LogitNormal(0.3, 0.7)
+    assert time_distribution(TimeConfig(distribution="mode", mode_scale=0.8)) == Mode(0.8)
+    assert time_distribution(TimeConfig(distribution="uniform")) == Uniform()
+    objective = flow_matching(TimeConfig(distribution="mode", shift=2.0, weighting="cosmap"), 7)
+    assert (objective.time_distribution, objective.shift) == (Mode(1.29), 2.0)
+    assert isinstance(objective.weighting, CosMap)
+    assert flow_matching(TimeConfig(), 7).weighting is None
+
+
+def test_a_shift_by_size_grows_with_the_side():
+    config = TimeConfig(shift=3.0, shift_tokens=256)
+    assert [shift_at(config, side**2) for side in (8, 16, 32)] == [1.5, 3.0, 6.0]
+    assert shift_at(TimeConfig(shift=3.0), 7) == 3.0
+    assert flow_matching(config, 1024).shift == 6.0

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from lineardit.training.average import WeightAverage
+from lineardit.errors import InputError
+from lineardit.training.average import WeightAverage, exponent_of
 
 
 def scalar(value: float) -> nn.Linear:
@@ -49,3 +50,44 @@ def test_buffers_are_copied_and_the_average_is_never_trained() -> None:
     assert not average.model.training and model.training
     assert not any(parameter.requires_grad for parameter in average.model.parameters())
     assert average.state_dict().keys() == model.state_dict().keys()
+
+
+@pytest.mark.parametrize("width", [0.05, 0.1, 0.2])
+def test_a_power_function_average_has_the_width_that_was_asked_for(width: float) -> None:
+    steps = 2000
+    average = WeightAverage(scalar(0.0), half_life=1.0, width=width)
+    shares = [average.share(step) for step in range(steps)]
+    weights = torch.ones(steps, dtype=torch.float64)
+    for step, share in enumerate(shares):
+        weights[:step] *= 1 - share
+        weights[step] *= share
+    assert weights.sum().item() == pytest.approx(1, rel=1e-12)
+    times = torch.arange(1, steps + 1, dtype=torch.float64)
+    mean = (weights * times).sum()
+    deviation = (weights * (times - mean).square()).sum().sqrt()
+    assert (deviation / steps).item() == pytest.approx(width, rel=0.01)
+    # Weights of the paper's profile: step s counts as s^gamma.
+    gamma = exponent_of(width)
+    profile = times**gamma / (times**gamma).sum()
+    torch.testing.assert_close(weights[200:], profile[200:], rtol=0.05, atol=0)
+
+
+def test_a_power_function_average_follows_its_shares() -> None:
+    model = scalar(1.0)
+    average = WeightAverage(model, half_life=1.0, width=0.1)
+    expected = 1.0
+    for step in range(5):
+        with torch.no_grad():
+            model.weight.fill_(float(step))
+        average.update(model, step)
+        expected += (step - expected) * average.share(step)
+        assert average.model.weight.item() == pytest.approx(expected, rel=1e-12)
+    assert average.share(0) == 1
+
+
+def test_the_exponents_of_the_paper_are_found() -> None:
+    # Table 2 of arXiv:2312.02696 pairs gamma = 6.94 with 0.10, and 16.97 with 0.05.
+    assert exponent_of(0.10) == pytest.approx(6.94, abs=0.005)
+    assert exponent_of(0.05) == pytest.approx(16.97, abs=0.005)
+    with pytest.raises(InputError, match=r"width=0.5 lies outside 0 .. 0.289"):
+        exponent_of(0.5)

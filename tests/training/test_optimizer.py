@@ -1,13 +1,18 @@
 """Which parameter follows which optimizer, and the learning rate in closed form."""
 
 import math
+from importlib.util import find_spec
 
 import pytest
 import torch
 from torch import nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 
 from lineardit.config.runs import LoopConfig
+from lineardit.errors import ConfigError, MissingExtraError, NotFiniteError
+from lineardit.training import optimizer, optimizer_state
+from lineardit.training.came import CAME
+from lineardit.training.loss_scale import LossScale
 from lineardit.training.muon import Muon
 from lineardit.training.optimizer import build_optimizers, learning_rate_at
 
@@ -103,3 +108,75 @@ def test_wsd_is_constant_and_then_a_straight_line() -> None:
 def test_a_run_without_warm_up_starts_at_the_peak() -> None:
     assert learning_rate_at(0, loop(warmup_steps=0)) == 2e-3
     assert learning_rate_at(5, loop(steps=6, warmup_steps=10)) == pytest.approx(2e-3 * 0.6)
+
+
+def test_came_takes_all_with_its_three_shares() -> None:
+    model = Net()
+    (came,) = build_optimizers(model, loop(optimizer="came", weight_decay=0.3, confidence_beta=0.995))
+    assert isinstance(came, CAME)
+    decayed, kept = came.param_groups
+    assert named(model, kept["params"]) == VECTORS
+    assert decayed["betas"] == (0.9, 0.99, 0.995)
+
+
+def test_eight_bits_need_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optimizer, "find_spec", lambda name: None)
+    with pytest.raises(
+        MissingExtraError, match="adamw8bit needs the package bitsandbytes: pip install bitsand"
+    ):
+        build_optimizers(Net(), loop(optimizer="adamw8bit"))
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+def test_eight_bits_go_on_from_what_was_kept() -> None:
+    def learn(model: nn.Module, optimizers: list[Optimizer], steps: range) -> None:
+        for step in steps:
+            for parameter in model.parameters():
+                parameter.grad = torch.randn(
+                    parameter.shape, generator=torch.Generator().manual_seed(step * 100 + parameter.numel())
+                )
+            for each in optimizers:
+                each.step()
+
+    def built() -> tuple[nn.Module, list[Optimizer]]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(80, 70), nn.Linear(70, 3))
+        return model, build_optimizers(model, loop(optimizer="adamw8bit"))
+
+    whole, before = built()
+    learn(whole, before, range(4))
+    parts, first = built()
+    learn(parts, first, range(2))
+    kept, options = optimizer_state.moments(first), optimizer_state.groups(first)
+    # Moments of 8 bits, where there are many.
+    assert {kept[f"0.0.{name}"].dtype for name in ("state1", "state2")} == {torch.uint8}
+    again, second = built()
+    again.load_state_dict(parts.state_dict())
+    optimizer_state.restore(second, kept, options)
+    learn(again, second, range(2, 4))
+    for one, two in zip(whole.parameters(), again.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_nothing_to_learn_is_said() -> None:
+    with pytest.raises(ConfigError, match="all are frozen"):
+        build_optimizers(Net().requires_grad_(False), loop())
+
+
+def test_the_loss_scale_halves_at_an_overflow_and_doubles_after_many_updates() -> None:
+    scale = LossScale("fp16")
+    assert scale.value == 2.0**16
+    scale.after(finite=False)
+    for _ in range(1999):
+        scale.after(finite=True)
+    assert scale.value == 2.0**15
+    resumed = LossScale("fp16")
+    resumed.restore(scale.state())
+    resumed.after(finite=True)
+    assert resumed.value == 2.0**16
+    with pytest.raises(NotFiniteError, match="overflow in float16 however small"):
+        for _ in range(40):
+            resumed.after(finite=False)
+    still = LossScale("bf16")
+    still.after(finite=False)
+    assert (still.value, still.state()) == (1.0, {})

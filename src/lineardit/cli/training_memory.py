@@ -37,10 +37,10 @@ def print_plan(run: Recipe, nodes: int, gpus: int) -> None:
     console = Console()
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
-    console.print(_table([("per GPU", made.memory)]))
+    console.print(_table("", [("per GPU", made.memory)]))
     smallest = next((size for size in GPUS if made.memory.total + CONTEXT < size * 1e9), None)
     fits = f"fits a GPU of {smallest} GB" if smallest else "fits no GPU: shard, or compute activations again"
-    console.print(f"{fits}, CUDA's own {_gigabytes(CONTEXT)} included", highlight=False)
+    console.print(f"{fits}, CUDA's own {CONTEXT / 1e9} GB included", highlight=False)
 
 
 def print_training_memory(
@@ -69,15 +69,16 @@ def print_training_memory(
             settings = OptimizerConfig.model_validate({"optimizer": optimizer})
             sides = (height // stride, width // stride)
             memory = transformer_memory(config, settings, count, *sides, dtype=floats, checkpointed=again)
-            rows.append((f"batch {count}, {optimizer}{', activations again' if again else ''}", memory))
+            rows.append((f"{count}, {optimizer}{', again' if again else ''}", memory))
     console = Console()
     console.print(
         f"{preset}, one training step at {height} x {width} pixels in {floats} on one GPU, beside the text "
-        f"encoder, the autoencoder and CUDA's own {_gigabytes(CONTEXT)}",
+        f"encoder, the autoencoder and CUDA's own {CONTEXT / 1e9} GB",
         highlight=False,
         soft_wrap=True,
     )
-    console.print(_table(rows))
+    console.print(_table("batch", rows))
+    console.print("again: checkpoint_activations, blocks are computed again on the way back", highlight=False)
 
 
 def _autoencoder(run: Recipe) -> AutoencoderConfig | None:
@@ -93,20 +94,19 @@ def _autoencoder(run: Recipe) -> AutoencoderConfig | None:
     return network.config
 
 
-def _table(rows: list[tuple[str, Any]]) -> Any:
+def _table(label: str, rows: list[tuple[str, Any]]) -> Any:
     from dataclasses import fields
 
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False)
+    most = max(memory.total for _, memory in rows)
+    unit, size, digits = ("GB", 1e9, 2) if most >= 1e9 else ("MB", 1e6, 1)
+    table = Table(box=None, pad_edge=False, caption=f"in {unit}", caption_justify="left")
     names = [field.name for field in fields(rows[0][1])]
     names = [name for name in names if any(getattr(memory, name) for _, memory in rows)]
-    for name in ("", *names, "total"):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
-    for label, memory in rows:
-        table.add_row(label, *(_gigabytes(getattr(memory, name)) for name in (*names, "total")))
+    table.add_column(label, no_wrap=True)
+    for name in (*names, "total"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for text, memory in rows:
+        table.add_row(text, *(f"{getattr(memory, name) / size:.{digits}f}" for name in (*names, "total")))
     return table
-
-
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 10_000_000 else f"{count / 1e6:.2f} MB"

@@ -62,8 +62,8 @@ def exponent_of(width: float) -> float:
     def relative(gamma: float) -> float:
         return math.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2)
 
-    if not 0 < width <= relative(0):
-        raise InputError(f"width={width} lies outside 0 .. {relative(0):.3f}. 0.05 and 0.1 are usual.")
+    if not 0 < width <= relative(0.0):
+        raise InputError(f"width={width} lies outside 0 .. {relative(0.0):.3f}. 0.05 and 0.1 are usual.")
     low, high = 0.0, 2.0 / width
     for _ in range(100):
         middle = (low + high) / 2

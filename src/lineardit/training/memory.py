@@ -44,8 +44,9 @@ class TrainingMemory:
     moments: int
     """What the optimizer keeps."""
     average: int
-    activations: int
-    """What the way back needs, at its peak, beyond the gradients; the weights in half precision included."""
+    working: int
+    """What a step needs beyond these at its peak: activations and weights in half precision on the way back,
+    or what the optimizer computes with, whichever is more."""
     gathered: int = 0
     """Under FSDP: the weights of two blocks and the gradient of one, whole."""
 
@@ -59,7 +60,7 @@ class TrainingMemory:
         state = (self.weights, self.gradients, self.moments, self.average)
         weights, gradients, moments, average = (-(-each // within) for each in state)
         gathered = 3 * largest_block
-        return TrainingMemory(weights, gradients, moments, average, self.activations, gathered)
+        return TrainingMemory(weights, gradients, moments, average, self.working, gathered)
 
 
 def transformer_memory(
