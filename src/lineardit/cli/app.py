@@ -9,6 +9,7 @@ from lineardit.errors import InputError, LineardiTError
 
 VERBS = {
     "generate": "draw pictures from sentences",
+    "bulk": "draw a file of sentences, on many processes, and go on after a stop",
     "train": "run a recipe",
     "prepare": "draw, encode and store training data",
     "evaluate": "measure a model",

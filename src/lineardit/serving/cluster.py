@@ -54,12 +54,7 @@ def serve_on_ray(
     from ray import serve
     from ray.exceptions import RayError
 
-    try:
-        ray.init(address or "local", include_dashboard=False, log_to_driver=True, logging_level="ERROR")
-    except (ConnectionError, ValueError, RayError) as error:
-        raise LineardiTError(
-            f"there is no Ray cluster at {address or 'this machine'} ({type(error).__name__})."
-        ) from None
+    join_cluster(address)
     try:
         gpus = scale.gpus
         if gpus is None:
@@ -84,6 +79,21 @@ def serve_on_ray(
         if address is None:
             serve.shutdown()
         ray.shutdown()
+
+
+def join_cluster(address: str | None) -> None:
+    """Connect to a running cluster, or start one here.
+
+    Raises:
+        LineardiTError: there is none, or it does not start.
+    """
+    import ray
+
+    try:
+        ray.init(address or "local", include_dashboard=False, logging_level="ERROR")
+    except Exception as error:  # Ray raises Exception itself where a process of its own is too slow
+        where = "did not start on this machine" if address is None else f"is not to be reached at {address}"
+        raise LineardiTError(f"Ray {where} ({type(error).__name__}); its log says why.") from None
 
 
 def _application(serve: Any, config: ServingConfig, key: str | None, scale: Scale, gpus: float) -> Any:
