@@ -226,8 +226,8 @@ def test_a_folder_without_a_lora_and_one_of_another_kind_are_refused(
     (tmp_path / "adapter_model.safetensors").write_bytes(
         (files["style"] / "adapter_model.safetensors").read_bytes()
     )
-    (tmp_path / "adapter_config.json").write_text('{"use_dora": true}')
-    with pytest.raises(CheckpointError, match="with use_dora=True, which is not read: use use_dora=False"):
+    (tmp_path / "adapter_config.json").write_text('{"bias": "all"}')
+    with pytest.raises(CheckpointError, match="with bias='all', which is not read: use bias='none'"):
         read_lora(tmp_path)
 
 

@@ -38,6 +38,8 @@ class Place(NamedTuple):
     model: str | None
     device: str
     dtype: str
+    loras: tuple[tuple[str, float], ...] = ()
+    """Places and weights."""
 
 
 class Sampling(NamedTuple):
@@ -98,6 +100,10 @@ def evaluate(
     sampler: Annotated[
         str | None, typer.Option(help="dpm++, euler, heun or scm; the model's own unless given.")
     ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(help="scenes: a LoRA, or LoRA:WEIGHT; can be given several times.", show_default=False),
+    ] = None,
     dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16 or auto.")] = "fp32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
     seed: Annotated[int, typer.Option(help="Scenes are those of this seed; picture i is seed + i.")] = 1000,
@@ -141,14 +147,17 @@ def evaluate(
     if what == "scenes" and (pictures or lpips or inception):
         given = "--pictures" if pictures else "--lpips" if lpips else "--inception"
         raise InputError(f"{given} goes with reconstruction, not with scenes.")
+    if lora and what != "scenes":
+        raise InputError(f"--lora goes with scenes, not with {what}: it adds to the transformer.")
     if output is not None:
         _check_writable(output)
+    from lineardit.cli.generate import weighted
     from lineardit.config.scenes import SceneConfig
     from lineardit.data.emoji_scenes import EmojiScenes
 
     config = SceneConfig() if objects is None else SceneConfig(objects=objects)
     scenes = EmojiScenes(config, seed, split, phrasing=phrasing)
-    place = Place(model, device, dtype)
+    place = Place(model, device, dtype, tuple(weighted(each) for each in lora or ()))
     if what == "scenes":
         sampling = Sampling(num_inference_steps, guidance_scale, sampler)
         measured = _scenes(place, detector, scenes, count, batch_size, sampling)
@@ -158,7 +167,8 @@ def evaluate(
             measured = _reconstruction(place, measured_on, lpips, inception)
         else:
             measured = _latents(place, measured_on, save)
-    text = json.dumps({"what": what, "model": model or "bundled", **measured.facts}, indent=1)
+    model_facts = {"model": model or "bundled", **({"loras": lora} if lora else {})}
+    text = json.dumps({"what": what, **model_facts, **measured.facts}, indent=1)
     if output is not None:
         _write(output, what, text, measured.sheet)
     if as_json:
@@ -290,7 +300,10 @@ def _latents(place: Place, measured_on: MeasuredOn, save: Path | None) -> Measur
 def _pipeline(place: Place) -> "Pipeline":
     from lineardit.pipeline import Pipeline
 
-    return Pipeline.from_pretrained(place.model, device=place.device, dtype=place.dtype)
+    pipe = Pipeline.from_pretrained(place.model, device=place.device, dtype=place.dtype)
+    for source, weight in place.loras:
+        pipe.load_lora(source, weight)
+    return pipe
 
 
 def _autoencoder(place: Place) -> "Autoencoder":

@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from lineardit.config.adapter import AdapterConfig, PriorConfig
 from lineardit.config.models import Config
 from lineardit.config.runs import LoopConfig, TimeConfig
 
@@ -44,8 +45,12 @@ class FinetuneRun(Config):
     given. Its autoencoder and text encoder stay as they are."""
     data: Path
     """Folder that `lineardit prepare` wrote, with the autoencoder and the text encoder of `base`."""
-    method: Literal["full"] = "full"
-    """full: every weight of the transformer learns."""
+    method: Literal["full", "lora", "dora"] = "full"
+    """full: every weight of the transformer learns. lora, dora: none does, but low-rank additions to some of
+    its layers, which are written alone."""
+    adapter: AdapterConfig = AdapterConfig()
+    prior: PriorConfig | None = None
+    """Learn along what the model drew before, so that a handful of pictures do not make it forget."""
     times: FinetuneTimes = FinetuneTimes()
     prompt_dropout: float = Field(0.1, ge=0, lt=1)
     """Share of samples that are shown no prompt, so that guidance has something to lead away from."""

@@ -1,4 +1,4 @@
-"""LoRA (arXiv:2106.09685): low-rank additions to linear layers, from files of peft and of diffusers.
+"""LoRA (arXiv:2106.09685) and DoRA (arXiv:2402.09353): low-rank additions, from files of peft and diffusers.
 
 Several can be loaded into one transformer, each with a weight; they are added beside the layers, so that
 unloading gives the layers back as they were, to the bit. Merging adds them to the layers' own weights.
@@ -26,20 +26,26 @@ DIFFUSERS_WEIGHTS = "pytorch_lora_weights.safetensors"
 
 _PREFIXES = ("base_model.model.", "transformer.", "diffusion_model.")
 _FACTOR = re.compile(r"(?P<module>.+)\.(?:lora_(?P<ab>[AB])(?:\.\w+)?|lora[._](?P<way>down|up))\.weight")
+_MAGNITUDE = re.compile(r"(?P<module>.+)\.lora_magnitude_vector(?:\.\w+)?(?:\.weight)?")
 _ALPHA = re.compile(r"(?P<module>.+)\.alpha")
-_DIFFUSERS_METADATA = "lora_adapter_metadata"
+DIFFUSERS_METADATA = "lora_adapter_metadata"
 # Of peft's options, those that would make it something else than up @ down * scale.
-_REFUSED = {"use_dora": (False, None), "bias": ("none",), "fan_in_fan_out": (False, None)}
+_REFUSED = {"bias": ("none",), "fan_in_fan_out": (False, None)}
 
 
 class Factors(NamedTuple):
-    """What is added to one layer: scale * up @ down."""
+    """What is added to the weights W of one layer: scale * up @ down.
+
+    With a magnitude m the rows of V = W + scale * up @ down are brought to that length, m V / |V| (DoRA).
+    """
 
     down: Tensor
     """(rank, in)."""
     up: Tensor
     """(out, rank)."""
     scale: float
+    magnitude: Tensor | None = None
+    """(out)."""
 
 
 class Lora(NamedTuple):
@@ -50,27 +56,44 @@ class Lora(NamedTuple):
     """By the layer, as the file calls it: names of diffusers, or ours."""
 
 
-class _Addition(nn.Module):
+class Addition(nn.Module):
     """What one LoRA adds to some rows of a layer."""
 
     def __init__(self, factors: Factors, first_row: int, weight: float, like: Tensor) -> None:
         super().__init__()
         self.down = nn.Parameter(factors.down.to(like), requires_grad=False)
         self.up = nn.Parameter(factors.up.to(like), requires_grad=False)
+        magnitude = factors.magnitude
+        self.magnitude = None if magnitude is None else nn.Parameter(magnitude.to(like), requires_grad=False)
         self.first_row, self.scale, self.weight = first_row, factors.scale, weight
 
-    def forward(self, x: Tensor, outputs: int) -> Tensor:
-        if self.up.dtype == torch.float16:
-            added = linear(linear(x, self.down), self.up)
+    def forward(self, x: Tensor, base: nn.Linear) -> Tensor:
+        """What is added to the layer's output."""
+        product = linear if self.up.dtype == torch.float16 else nn.functional.linear
+        if self.magnitude is None:
+            added = product(product(x, self.down), self.up) * (self.scale * self.weight)
         else:
-            added = nn.functional.linear(nn.functional.linear(x, self.down), self.up)
-        after = outputs - self.first_row - len(self.up)
-        return nn.functional.pad(added, (self.first_row, after)) * (self.scale * self.weight)
+            added = product(x, self._turned(base).to(self.up)) * self.weight
+        after = base.out_features - self.first_row - len(self.up)
+        return nn.functional.pad(added, (self.first_row, after))
 
-    def matrix(self, outputs: int) -> Tensor:
+    def matrix(self, base: nn.Linear) -> Tensor:
         """The same as a matrix (outputs, in), in float32."""
-        product = self.up.float() @ self.down.float() * (self.scale * self.weight)
-        return nn.functional.pad(product, (0, 0, self.first_row, outputs - self.first_row - len(self.up)))
+        if self.magnitude is None:
+            product = self.up.float() @ self.down.float() * (self.scale * self.weight)
+        else:
+            product = self._turned(base) * self.weight
+        return nn.functional.pad(
+            product, (0, 0, self.first_row, base.out_features - self.first_row - len(self.up))
+        )
+
+    def _turned(self, base: nn.Linear) -> Tensor:
+        """m V / |V| - W over the rows that are added to; no gradient passes the length, as published."""
+        assert self.magnitude is not None
+        own = base.weight[self.first_row : self.first_row + len(self.up)].float()
+        moved = own + self.scale * (self.up.float() @ self.down.float())
+        length = moved.detach().norm(dim=1)
+        return (self.magnitude.float() / length)[:, None] * moved - own
 
 
 class LoraLinear(nn.Module):
@@ -91,16 +114,17 @@ class LoraLinear(nn.Module):
         out: Tensor = self.base(x)
         for parts in self._parts():
             for addition in parts:
-                out = out + addition(x, self.base.out_features)
+                out = out + addition(x, self.base)
         return out
 
     def merged(self) -> nn.Linear:
         """The layer with every addition in its weight."""
         with torch.no_grad():
+            # Every addition is to the layer as it was, not to what others made of it.
             total = self.base.weight.float()
             for parts in self._parts():
                 for addition in parts:
-                    total = total + addition.matrix(self.base.out_features)
+                    total = total + addition.matrix(self.base)
             self.base.weight.copy_(total)
         return self.base
 
@@ -148,8 +172,8 @@ def is_lora(path: Path) -> bool:
     return bool(names) and all("lora" in name or name.endswith(".alpha") for name in names)
 
 
-def add_lora(transformer: Transformer, lora: Lora, name: str, weight: float = 1.0) -> None:
-    """Add a LoRA beside the layers of a transformer, called `name`.
+def add_lora(transformer: Transformer, lora: Lora, name: str, weight: float = 1.0) -> dict[str, Addition]:
+    """Add a LoRA beside the layers of a transformer, called `name`; what is added, by the file's layers.
 
     Raises:
         CheckpointError: it is for another model; nothing is added then.
@@ -161,6 +185,7 @@ def add_lora(transformer: Transformer, lora: Lora, name: str, weight: float = 1.
         raise InputError(f"a LoRA called {name} is loaded already. Unload it, or use another name.")
     _check_weight(name, weight)
     places = _layers(transformer, lora)
+    added: dict[str, Addition] = {}
     for module, (layer, first_row) in places.items():
         current = transformer.get_submodule(layer)
         if isinstance(current, nn.Linear):
@@ -171,7 +196,9 @@ def add_lora(transformer: Transformer, lora: Lora, name: str, weight: float = 1.
             current.additions[name] = nn.ModuleList()
         parts = current.additions[name]
         assert isinstance(parts, nn.ModuleList)
-        parts.append(_Addition(lora.factors[module], first_row, weight, current.base.weight))
+        added[module] = Addition(lora.factors[module], first_row, weight, current.base.weight)
+        parts.append(added[module])
+    return added
 
 
 def loras(transformer: Transformer) -> dict[str, float]:
@@ -217,14 +244,14 @@ def unload_loras(transformer: Transformer, *names: str) -> None:
             transformer.set_submodule(layer, wrapped.base)
 
 
-def _additions(transformer: Transformer) -> Iterator[tuple[str, str, _Addition]]:
+def _additions(transformer: Transformer) -> Iterator[tuple[str, str, Addition]]:
     for layer in _wrapped(transformer):
         wrapped = transformer.get_submodule(layer)
         assert isinstance(wrapped, LoraLinear)
         for name, parts in wrapped.additions.items():
             assert isinstance(parts, nn.ModuleList)
             for addition in parts:
-                assert isinstance(addition, _Addition)
+                assert isinstance(addition, Addition)
                 yield layer, name, addition
 
 
@@ -245,9 +272,19 @@ def _check_weight(name: str, weight: float) -> None:
         raise InputError(f"the weight {weight} of the LoRA {name} is no finite number. Use 1.0.")
 
 
-def _layers(transformer: Transformer, lora: Lora) -> dict[str, tuple[str, int]]:
-    """For each module of the file, the layer here and the first of its rows that is added to."""
-    rows: dict[str, tuple[str, int, int]] = {}
+class Rows(NamedTuple):
+    """The rows of a linear layer here that are one layer of diffusers' network."""
+
+    layer: str
+    first: int
+    outputs: int
+    pointwise: bool = False
+    """There it is a 1x1 convolution."""
+
+
+def linear_rows(transformer: Transformer) -> dict[str, Rows]:
+    """Every linear layer here by its own name, and every layer of diffusers' network that lies in one."""
+    rows: dict[str, Rows] = {}
     for own, rule in transformer_renaming(transformer.config).pairs.items():
         layer, kind = own.rpartition(".")[::2]
         module = transformer.get_submodule(layer) if kind == "weight" else None
@@ -255,9 +292,15 @@ def _layers(transformer: Transformer, lora: Lora) -> dict[str, tuple[str, int]]:
         if not isinstance(base, nn.Linear):
             continue
         count = base.out_features // len(rule.foreign)
-        rows[layer] = (layer, 0, base.out_features)
+        rows[layer] = Rows(layer, 0, base.out_features)
         for number, foreign in enumerate(rule.foreign):
-            rows[foreign.removesuffix(".weight")] = (layer, number * count, count)
+            rows[foreign.removesuffix(".weight")] = Rows(layer, number * count, count, rule.pointwise)
+    return rows
+
+
+def _layers(transformer: Transformer, lora: Lora) -> dict[str, tuple[str, int]]:
+    """For each module of the file, the layer here and the first of its rows that is added to."""
+    rows = linear_rows(transformer)
     problems = [
         problem
         for module, factors in lora.factors.items()
@@ -269,12 +312,10 @@ def _layers(transformer: Transformer, lora: Lora) -> dict[str, tuple[str, int]]:
     return {module: rows[module][:2] for module in lora.factors}
 
 
-def _problem(
-    transformer: Transformer, module: str, factors: Factors, rows: Mapping[str, tuple[str, int, int]]
-) -> str | None:
+def _problem(transformer: Transformer, module: str, factors: Factors, rows: Mapping[str, Rows]) -> str | None:
     if module not in rows:
         return f"this one has no linear layer {module}"
-    layer, _, count = rows[module]
+    layer, count = rows[module].layer, rows[module].outputs
     found = transformer.get_submodule(layer)
     base = found.base if isinstance(found, LoraLinear) else found
     assert isinstance(base, nn.Linear)
@@ -287,7 +328,7 @@ def _problem(
 def _diffusers_options(path: Path) -> Mapping[str, Any]:
     """What newer files of diffusers say in their header: peft's options, each below `transformer.`."""
     try:
-        options = json.loads(read_metadata(path).get(_DIFFUSERS_METADATA, "{}"))
+        options = json.loads(read_metadata(path).get(DIFFUSERS_METADATA, "{}"))
     except ValueError:
         raise CheckpointError(f"{path} has a header that is damaged.") from None
     return {
@@ -310,11 +351,14 @@ def _factors(tensors: LazyTensors, options: Mapping[str, Any], path: Path) -> di
     for name in tensors:
         plain = _stripped(name)
         factor, alpha = _FACTOR.fullmatch(plain), _ALPHA.fullmatch(plain)
+        magnitude = _MAGNITUDE.fullmatch(plain)
         if factor:
             side = {"A": "down", "B": "up"}.get(factor["ab"] or "", factor["way"])
             found.setdefault(factor["module"], {})[str(side)] = tensors[name]
         elif alpha:
             found.setdefault(alpha["module"], {})["alpha"] = tensors[name]
+        elif magnitude:
+            found.setdefault(magnitude["module"], {})["magnitude"] = tensors[name].flatten()
         else:
             raise CheckpointError(f"{path} is no LoRA of a transformer: it holds {name}.")
     if not found:
@@ -327,7 +371,10 @@ def _factors(tensors: LazyTensors, options: Mapping[str, Any], path: Path) -> di
         if down.shape[0] != up.shape[1]:
             raise CheckpointError(f"{path} is damaged: the factors of {module} are of different ranks.")
         given = float(parts["alpha"]) if "alpha" in parts else None
-        factors[module] = Factors(down, up, _scale(module, len(down), given, options))
+        lengths = parts.get("magnitude")
+        if (lengths is None and options.get("use_dora")) or (lengths is not None and len(lengths) != len(up)):
+            raise CheckpointError(f"{path} is damaged: {module} lacks the {len(up)} magnitudes of a DoRA.")
+        factors[module] = Factors(down, up, _scale(module, len(down), given, options), lengths)
     return factors
 
 

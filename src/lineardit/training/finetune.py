@@ -35,8 +35,10 @@ from lineardit.interop.places import (
 )
 from lineardit.interop.stored import LazyTensors, stored_of
 from lineardit.text.embedding import TextEmbedding, TextEncoder
+from lineardit.training.adapter import Adapter, fresh_adapter, save_adapter
 from lineardit.training.loop import step_generator, train
 from lineardit.training.prefetch import Prefetch
+from lineardit.training.prior import Prior, draw_prior
 from lineardit.training.probe import EMPTY, check_same, probe
 from lineardit.training.shares import Share
 from lineardit.transformer.model import Transformer
@@ -105,9 +107,13 @@ class FinetuneTask:
         model: nn.Module,
         base: Base,
         data: PreparedData,
+        prior: Prior | None = None,
     ) -> None:
-        """`model` is called as a Transformer is; its trainable parameters are what learns."""
-        self.run, self.model, self.data = run, model, data
+        """`model` is called as a Transformer is; its trainable parameters are what learns.
+
+        The loss of a `prior`, times its weight, is added to that of the pictures.
+        """
+        self.run, self.model, self.data, self.prior = run, model, data, prior
         self.autoencoder, self._base = base.autoencoder, base
         self.batches = BucketBatches(data.counts, run.train.batch_size, run.train.seed)
         self._network = torch.compile(model) if run.train.compile else model
@@ -133,7 +139,11 @@ class FinetuneTask:
             return predicted
 
         objective = self._objectives[batch.bucket]
-        return {"loss": objective.loss_at(velocity, batch.latents, batch.noise, batch.times).mean()}
+        own = objective.loss_at(velocity, batch.latents, batch.noise, batch.times).mean()
+        if self.prior is None:
+            return {"loss": own}
+        kept = self.prior.loss(self._network, step, self.run.train.batch_size, share)
+        return {"loss": own + self.prior.config.weight * kept, "pictures": own, "prior": kept}
 
     def batch(self, step: int, share: Share) -> Batch:
         """The rows of a share of what step `step` learns from."""
@@ -200,7 +210,7 @@ class FinetuneTask:
 
 
 def train_finetune(run: FinetuneRun, folder: Path, *, resume: bool, device: torch.device) -> Path:
-    """Train on prepared pictures, and write the whole model to `folder`/model.
+    """Train on prepared pictures, and write the whole model, or a LoRA for it, to `folder`/model.
 
     Raises:
         ConfigError: the data was prepared for another model, or the model cannot learn this way.
@@ -209,10 +219,39 @@ def train_finetune(run: FinetuneRun, folder: Path, *, resume: bool, device: torc
     data = PreparedData(run.data)
     base = open_base(run, device)
     check_fit(run, base, data)
-    task = FinetuneTask(run, base.transformer, base, data)
+    prior = _prior(run, folder, base, data)
+    if run.method == "full":
+        task = FinetuneTask(run, base.transformer, base, data, prior)
+        outcome = train(task, run.train, folder, resume=resume)
+        assert isinstance(outcome.average, Transformer)
+        return save_finetuned(folder / "model", outcome.average, base, data, run, outcome.step)
+    adapter = fresh_adapter(run, base.transformer)
+    task = FinetuneTask(run, adapter, base, data, prior)
     outcome = train(task, run.train, folder, resume=resume)
-    assert isinstance(outcome.average, Transformer)
-    return save_finetuned(folder / "model", outcome.average, base, data, run, outcome.step)
+    assert isinstance(outcome.average, Adapter)
+    about = {"pictures": len(data), "steps_trained": outcome.step}
+    return save_adapter(folder / "model", outcome.average, run, about)
+
+
+def _prior(run: FinetuneRun, folder: Path, base: Base, data: PreparedData) -> Prior | None:
+    """Pictures of the size of the fullest bucket that the base draws before it learns."""
+    if run.prior is None:
+        return None
+    bucket = data.buckets[data.counts.index(max(data.counts))]
+    tokens = tokens_of(bucket, data.stride, base.transformer.config.patch_size)
+    return draw_prior(
+        run.prior,
+        folder / "prior",
+        base.transformer,
+        base.text_encoder,
+        flow_matching(run.times.resolved(base.shift), tokens),
+        shape=(data.latent_channels, bucket.height // data.stride, bucket.width // data.stride),
+        num_inference_steps=base.num_inference_steps,
+        guidance_scale=base.guidance_scale,
+        seed=run.train.seed,
+        device=next(base.transformer.parameters()).device,
+        origin={"base": run.base or "bundled", "data": data.digest},
+    )
 
 
 def open_base(run: FinetuneRun, device: torch.device) -> Base:

@@ -1,0 +1,35 @@
+"""What a LoRA adds to, and how a fine-tune is kept from forgetting what the model draws already."""
+
+from pydantic import Field
+
+from lineardit.config.models import Config
+
+
+class AdapterConfig(Config):
+    """A LoRA (arXiv:2106.09685) or DoRA (arXiv:2402.09353): for method lora and dora."""
+
+    rank: int = Field(16, gt=0)
+    """Numbers that pass each of the layers' additions; the file's size grows with it."""
+    alpha: float | None = Field(None, gt=0)
+    """The addition is taken times alpha / rank; the rank, so times 1, unless given."""
+    targets: tuple[str, ...] = Field(("to_q", "to_k", "to_v", "to_out.0"), min_length=1)
+    """Layers that are added to, by the ends of their names in diffusers: these are the attentions'. Others
+    are conv_inverted and conv_point (feed-forward), linear_1, linear_2, linear and proj_out."""
+
+    @property
+    def scaling(self) -> float:
+        """Alpha, the rank where none is given."""
+        return float(self.rank) if self.alpha is None else self.alpha
+
+
+class PriorConfig(Config):
+    """Prior preservation (DreamBooth, arXiv:2208.12242): pictures that the model drew before it learned."""
+
+    prompts: tuple[str, ...] = Field(min_length=1)
+    """What is drawn, such as the kind of thing that the new one is of: "a dog" for your dog."""
+    count: int = Field(100, gt=0)
+    """Pictures that are drawn once, before the first step, of all prompts together."""
+    weight: float = Field(1.0, gt=0)
+    """Of their loss, beside that of the pictures to be learned; each step sees as many of both."""
+    guidance_scale: float | None = Field(None, ge=0)
+    """They are drawn with; the model's own unless given."""

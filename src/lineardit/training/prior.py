@@ -1,0 +1,131 @@
+"""Prior preservation: what the model drew before it learned is learned along, so that it stays."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from lineardit.config.adapter import PriorConfig
+from lineardit.data.cache import ShardCache
+from lineardit.diffusion.guidance import guided_apart
+from lineardit.diffusion.objective import FlowMatching
+from lineardit.diffusion.paths import Velocity
+from lineardit.diffusion.randomness import hashed_seed, seeded_noise
+from lineardit.diffusion.samplers import euler
+from lineardit.diffusion.times import flow_times, shift_times
+from lineardit.text.embedding import TextEncoder
+from lineardit.training.loop import step_generator
+from lineardit.training.shares import Share
+
+DRAWN_AT_ONCE = 8
+SHARD = 64
+"""Pictures that are kept in one file."""
+
+Network = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""Latents, times, text and its mask in, a velocity out."""
+
+
+class Prior:
+    """Latents that the model drew, and the vectors of their prompts."""
+
+    def __init__(
+        self,
+        config: PriorConfig,
+        latents: Float[Tensor, "n c h w"],
+        words: list[Tensor],
+        objective: FlowMatching,
+        seed: int,
+    ) -> None:
+        """`words` are the vectors (m t) of each prompt; picture i is of prompt i mod their number."""
+        self.config, self.latents, self.words = config, latents, words
+        self.objective, self.seed = objective, seed
+
+    def loss(self, network: Network, step: int, batch_size: int, share: Share) -> Float[Tensor, ""]:
+        """The flow-matching loss of the share's rows of the pictures of step `step`."""
+        generator = step_generator(self.seed, step, "prior")
+        chosen = torch.randint(len(self.latents), (batch_size,), generator=generator)
+        times = shift_times(
+            self.objective.time_distribution.draw(batch_size, generator), self.objective.shift
+        )
+        noise = torch.randn(batch_size, *self.latents.shape[1:], generator=generator)
+        rows, device = share.rows(batch_size), self.latents.device
+        text, mask = self._text(chosen[rows])
+
+        def velocity(x: Tensor, times: Tensor) -> Tensor:
+            return network(x, times, text, mask)
+
+        latents = self.latents[chosen[rows].to(device)].float()
+        return self.objective.loss_at(
+            velocity, latents, noise[rows].to(device), times[rows].to(device)
+        ).mean()
+
+    def _text(self, chosen: Tensor) -> tuple[Float[Tensor, "b m t"], Bool[Tensor, "b m"]]:
+        vectors = [self.words[number % len(self.words)] for number in chosen.tolist()]
+        mask = [torch.ones(len(each), dtype=torch.bool, device=each.device) for each in vectors]
+        return pad_sequence(vectors, batch_first=True), pad_sequence(mask, batch_first=True)
+
+
+@torch.no_grad()
+def draw_prior(
+    config: PriorConfig,
+    folder: Path,
+    transformer: Network,
+    text_encoder: TextEncoder,
+    objective: FlowMatching,
+    *,
+    shape: tuple[int, int, int],
+    num_inference_steps: int,
+    guidance_scale: float,
+    seed: int,
+    device: torch.device,
+    origin: Mapping[str, Any],
+) -> Prior:
+    """Draw the prior's latents (c h w), kept below `folder`, so that an interrupted run has the same again.
+
+    `origin` tells which model draws.
+    """
+    guidance = guidance_scale if config.guidance_scale is None else config.guidance_scale
+    prompts = list(config.prompts)
+    words = [vectors[there].float() for vectors, there in zip(*text_encoder.encode(prompts), strict=True)]
+    no_words = text_encoder.encode_negative([""])
+    empty = no_words.embeddings[0][no_words.mask[0]].float()
+    key = {
+        "origin": dict(origin),
+        "prior": config.model_dump(mode="json", exclude={"weight"}),
+        "shape": list(shape),
+        "steps": num_inference_steps,
+        "shift": objective.shift,
+        "guidance": guidance,
+        "seed": seed,
+    }
+    cache = ShardCache(folder, key)
+
+    def branch(text: Tensor) -> Velocity:
+        def velocity(x: Tensor, times: Tensor) -> Tensor:
+            return transformer(x.float(), times.float(), text.expand(len(x), -1, -1), None)
+
+        return velocity
+
+    def shard(index: int) -> dict[str, Tensor]:
+        numbers = range(index * SHARD, min(config.count, (index + 1) * SHARD))
+        drawn: dict[int, Tensor] = {}
+        for which, text in enumerate(words):
+            own = [number for number in numbers if number % len(words) == which]
+            for start in range(0, len(own), DRAWN_AT_ONCE):
+                part = own[start : start + DRAWN_AT_ONCE]
+                noise = seeded_noise(shape, [hashed_seed("prior", seed, number) for number in part], device)
+                velocity = guided_apart(branch(text.to(device)), branch(empty.to(device)), guidance)
+                latents = noise
+                for state in euler(velocity, noise, flow_times(num_inference_steps, objective.shift)):
+                    latents = state.latents
+                drawn |= zip(part, latents.float().cpu(), strict=True)
+        return {"latents": torch.stack([drawn[number] for number in numbers])}
+
+    shards = -(-config.count // SHARD)
+    cache.fill(shards, shard)
+    latents = cache.load(shards)["latents"].to(device)
+    return Prior(config, latents, [each.to(device) for each in words], objective, seed)

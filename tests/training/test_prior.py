@@ -1,0 +1,98 @@
+"""What the model drew before is drawn once, in any number of parts, and its loss adds up over shares."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from lineardit.config.adapter import PriorConfig
+from lineardit.diffusion.objective import FlowMatching
+from lineardit.diffusion.times import LogitNormal
+from lineardit.text.embedding import TextEmbedding
+from lineardit.training import prior as module
+from lineardit.training.prior import Prior, draw_prior
+from lineardit.training.shares import Share
+
+OBJECTIVE = FlowMatching(LogitNormal(0.0, 1.0), 1.0)
+
+
+class Words:
+    """As many vectors as a prompt has letters, all of its length; none are one vector of zeros."""
+
+    width = 2
+
+    def encode(self, prompts: Sequence[str]) -> TextEmbedding:
+        longest = max(map(len, prompts))
+        mask = torch.arange(longest) < torch.tensor([[len(prompt)] for prompt in prompts])
+        lengths = torch.tensor([float(len(prompt)) for prompt in prompts])
+        return TextEmbedding(lengths[:, None, None].expand(-1, longest, 2).contiguous(), mask)
+
+    def encode_negative(self, prompts: Sequence[str]) -> TextEmbedding:
+        return TextEmbedding(torch.zeros(len(prompts), 1, 2), torch.ones(len(prompts), 1, dtype=torch.bool))
+
+
+def network(x: Tensor, times: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
+    """Away from the prompt's length, at every place: from noise z one step of Euler leads to z - length."""
+    kept = text if mask is None else text * mask[..., None]
+    counts = text.shape[1] if mask is None else mask.sum(1)
+    mean = kept[..., 0].sum(1) / counts
+    return mean[:, None, None, None].expand_as(x)
+
+
+def drawn(folder: Path, **changes: object) -> Prior:
+    config = PriorConfig(prompts=("cat", "a dog"), count=7, guidance_scale=2.0)
+    return draw_prior(
+        config.model_copy(update=changes),
+        folder,
+        network,
+        Words(),
+        OBJECTIVE,
+        shape=(3, 2, 5),
+        num_inference_steps=4,
+        guidance_scale=1.0,
+        seed=3,
+        device=torch.device("cpu"),
+        origin={"base": "network"},
+    )
+
+
+def test_each_prompt_is_drawn_in_turn_with_guidance(tmp_path: Path) -> None:
+    latents = drawn(tmp_path).latents
+    assert latents.shape == (7, 3, 2, 5)
+    # The path goes from noise by twice the prompt's length (guidance 2 over no words, of length 0).
+    shifts = latents.mean((1, 2, 3))
+    expected = torch.tensor([-6.0, -10.0] * 4)[:7]
+    assert ((shifts - expected).abs() < 1).all()
+    assert len({round(float(each), 5) for each in latents.flatten()}) == latents.numel()
+
+
+def test_pictures_do_not_depend_on_how_many_are_drawn_at_once_nor_on_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = drawn(tmp_path / "whole").latents
+    monkeypatch.setattr(module, "SHARD", 3)
+    monkeypatch.setattr(module, "DRAWN_AT_ONCE", 1)
+    torch.testing.assert_close(drawn(tmp_path / "parts").latents, whole)
+    # What is there is not drawn again.
+    monkeypatch.setattr(module, "seeded_noise", None)
+    torch.testing.assert_close(drawn(tmp_path / "parts").latents, whole)
+
+
+def test_the_loss_is_that_of_the_drawn_pictures_and_shares_add_up(tmp_path: Path) -> None:
+    prior = drawn(tmp_path)
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def watched(x: Tensor, times: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
+        seen.append((text, x))
+        return network(x, times, text, mask)
+
+    whole = prior.loss(watched, 4, 6, Share())
+    halves = [prior.loss(watched, 4, 6, Share(index, 2)) for index in range(2)]
+    torch.testing.assert_close(torch.stack(halves).mean(), whole)
+    torch.testing.assert_close(torch.cat([seen[1][1], seen[2][1]]), seen[0][1])
+    assert not torch.allclose(prior.loss(network, 5, 6, Share()), whole)
+    # Flow matching wants noise - latents: a network that knows both has no loss.
+    text, x = seen[0]
+    assert text.shape == (6, 5, 2) and set(text[..., 0].amax(1).tolist()) == {3.0, 5.0}
