@@ -142,6 +142,7 @@ class Ledger:
                     "text": self._books[name][TEXT]["sha256"],
                 }
                 for name, entries in self.shards.items()
+                if self._books[name]["pictures"]
             ],
         }
         write_json(self.folder / INDEX, index)
