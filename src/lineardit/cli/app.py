@@ -11,7 +11,7 @@ VERBS = {
     "generate": "draw pictures from sentences",
     "bulk": "draw a file of sentences, on many processes, and go on after a stop",
     "train": "run a recipe",
-    "prepare": "draw, encode and store training data",
+    "prepare": "check and encode pictures to learn from",
     "evaluate": "measure a model",
     "bench": "measure speed and memory on this machine",
     "convert": "change between file formats",
