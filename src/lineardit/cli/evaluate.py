@@ -151,13 +151,13 @@ def evaluate(
         raise InputError(f"--lora goes with scenes, not with {what}: it adds to the transformer.")
     if output is not None:
         _check_writable(output)
-    from lineardit.cli.generate import weighted
+    from lineardit.cli.generate import weighted_lora
     from lineardit.config.scenes import SceneConfig
     from lineardit.data.emoji_scenes import EmojiScenes
 
     config = SceneConfig() if objects is None else SceneConfig(objects=objects)
     scenes = EmojiScenes(config, seed, split, phrasing=phrasing)
-    place = Place(model, device, dtype, tuple(weighted(each) for each in lora or ()))
+    place = Place(model, device, dtype, tuple(weighted_lora(each) for each in lora or ()))
     if what == "scenes":
         sampling = Sampling(num_inference_steps, guidance_scale, sampler)
         measured = _scenes(place, detector, scenes, count, batch_size, sampling)

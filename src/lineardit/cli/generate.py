@@ -79,7 +79,7 @@ def generate(
     check_prompts(prompts)
     if num_images < 1:
         raise InputError(f"num_images={num_images} is not a positive number. Use 1 or more.")
-    weighted = [weighted(each) for each in lora or []]
+    weighted = [weighted_lora(each) for each in lora or []]
     if controlnet is not None and control_image is None:
         raise InputError("--controlnet is given without a picture to follow. Add --control-image FILE.")
     places = _places(output, prompts, seed, num_images)
@@ -128,7 +128,7 @@ def generate(
             bar.console.out(f"{place}  seed {job.seed}", highlight=False)
 
 
-def weighted(lora: str) -> tuple[str, float]:
+def weighted_lora(lora: str) -> tuple[str, float]:
     """`style:0.5` as a place and a weight; a colon may also be part of a path."""
     place, given, weight = lora.rpartition(":")
     if not given or Path(lora).exists():
