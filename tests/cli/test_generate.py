@@ -59,6 +59,10 @@ def test_a_picture_tells_how_it_was_made_and_can_be_made_again(
         "sampler": "euler",
         "seed": 11,
         "model": str(tiny_model),
+        "strength": None,
+        "controlnet_conditioning_scale": None,
+        "guidance_interval": [0.0, 1.0],
+        "step_cache": 0.0,
     }
     assert main(["generate", CAT, *model, "-o", str(second), *chosen]) == 0
     assert second.read_bytes() == first.read_bytes()
