@@ -21,6 +21,7 @@ PROMPTS = (
 
 def main() -> None:
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "docs/pictures")
+    folder.mkdir(parents=True, exist_ok=True)
     spec = importlib.util.spec_from_file_location("browser", ROOT / "tests" / "serving" / "browser.py")
     assert spec is not None and spec.loader is not None
     browser = importlib.util.module_from_spec(spec)
@@ -37,18 +38,18 @@ def main() -> None:
             page.fill("#count", "2")
             page.fill("#seed", str(number))
             page.press("Enter", 13, control=True)
-            page.until(f"document.querySelectorAll('#gallery img').length === {2 * number}", 300)
+            page.until(f"document.querySelectorAll('#gallery img').length === {2 * number}", 1800)
         page.fill("#prompt", PROMPTS[0])
         page.fill("#steps", "60")
         page.press("Enter", 13, control=True)
-        page.until("document.querySelector('.run progress')?.value > 0.2", 300)
+        page.until("document.querySelector('.run progress')?.value > 0.2", 1800)
         for theme in ("light", "dark"):
             page.do(
                 f"document.getElementById('theme').value = '{theme}';"
                 "document.getElementById('theme').dispatchEvent(new Event('change'))"
             )
             (folder / f"page-{theme}.png").write_bytes(page.screenshot())
-        page.until("!document.querySelector('.run')", 300)
+        page.until("!document.querySelector('.run')", 1800)
         page.open(url, 390, 844)
         (folder / "page-phone.png").write_bytes(page.screenshot())
     finally:

@@ -30,6 +30,13 @@ _ODD = some.sampled_from(
 _TEXTS = some.sampled_from(
     ["a red apple", "🐈", "24x24", "auto", "euler", "Euler a", PICTURE, WORD, "é" * 50]
 )
+GOOD = {
+    "prompt": some.sampled_from(["a red apple", "🐈", "é" * 50]),
+    "image_url": some.just(PICTURE),
+    "image": some.just(PICTURE),
+    "init_images": some.just([PICTURE]),
+}
+"""Fields without which nothing else of a request would be looked at."""
 
 
 def values(schema: dict[str, Any], schemas: dict[str, Any]) -> some.SearchStrategy[Any]:
@@ -62,14 +69,20 @@ def _fitting(schema: dict[str, Any], schemas: dict[str, Any]) -> some.SearchStra
 
 
 def bodies(schema: dict[str, Any], schemas: dict[str, Any]) -> some.SearchStrategy[dict[str, Any]]:
-    """Objects with any of the fields, most of the time with those that must be there."""
-    fields = {name: values(part, schemas) for name, part in schema["properties"].items()}
-    needed = {name: _fitting(schema["properties"][name], schemas) for name in schema.get("required", [])}
-    known = some.fixed_dictionaries(
-        needed, optional={n: part for n, part in fields.items() if n not in needed}
+    """Objects with what must be there and up to three other fields; now and then one that is unknown."""
+    parts = schema["properties"]
+    fields = {name: GOOD.get(name, some.nothing()) | values(part, schemas) for name, part in parts.items()}
+    needed = {name: fields[name] for name in schema.get("required", [])} | {
+        name: GOOD[name] for name in GOOD if name in parts
+    }
+    others = sorted(fields.keys() - needed.keys()) or sorted(fields)
+    chosen = some.lists(some.sampled_from(others), max_size=3, unique=True)
+    known = chosen.flatmap(
+        lambda names: some.fixed_dictionaries(needed | {name: fields[name] for name in names})
     )
-    unknown = some.just({WORD: WORD})
-    return some.one_of(known, known, known, some.builds(lambda one, other: one | other, known, unknown))
+    unknown = some.builds(lambda body: body | {WORD: WORD}, known)
+    broken = some.builds(lambda body, more: body | more, known, some.fixed_dictionaries({}, optional=fields))
+    return some.one_of(known, known, known, known, broken, unknown)
 
 
 def _kind(body: dict[str, Any]) -> str:
