@@ -133,7 +133,7 @@ class AutoencoderRun(Config):
     model: AutoencoderConfig | None = None
     """Its shape; that of the autoencoder in `start` unless given."""
     start: Path | None = None
-    """Folder, file or hub id of an autoencoder whose weights this run starts from."""
+    """Folder, file or hub id of an autoencoder that this run starts from; emoji is the bundled one."""
     learns: Learns = "all"
     """all: everything. middle: the encoder's last stage and head and the decoder's first stage, to get used
     to more pixels. decoder: all of it; latents stay what they are, and so do transformers that draw them.

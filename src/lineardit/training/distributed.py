@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 PREPARATION = timedelta(days=14)
 """How long the other processes wait for the first one to prepare a run. If it dies they notice at once."""
-_SIGNS = ("gloo", "nccl", "connection", "timed out", "timeout", "socket", "store")
+_SIGNS = ("gloo", "nccl", "connection", "timed out", "timeout", "socket")
 """Words in the errors by which torch says that another process does not answer."""
 
 

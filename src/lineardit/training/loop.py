@@ -114,8 +114,10 @@ def train(task: Task, loop: LoopConfig, folder: Path, *, resume: bool) -> Outcom
     distributed.pass_gate()
     world = distributed.world()
     _check_batch(task, loop, world)
-    with distributed.lost_processes(world.rank, world.size), torch.random.fork_rng():
-        outcome = _run(task, loop, folder, resume, world)
+    device = next(task.model.parameters()).device
+    gpus = [device] if device.type == "cuda" else []
+    with distributed.lost_processes(world.rank, world.size), torch.random.fork_rng(gpus):
+        outcome = _run(task, loop, folder, resume, world, device)
         world.barrier()
     if world.size > 1:
         distributed.leave()
@@ -124,8 +126,9 @@ def train(task: Task, loop: LoopConfig, folder: Path, *, resume: bool) -> Outcom
     return outcome
 
 
-def _run(task: Task, loop: LoopConfig, folder: Path, resume: bool, world: World) -> Outcome:
-    device = next(task.model.parameters()).device
+def _run(
+    task: Task, loop: LoopConfig, folder: Path, resume: bool, world: World, device: torch.device
+) -> Outcome:
     state = RunState(task, loop, folder, world)
     if state.spread.group is not None and not isinstance(task, Divisible):
         divide_forward(task.model, state.spread.group)
@@ -140,7 +143,7 @@ def _run(task: Task, loop: LoopConfig, folder: Path, resume: bool, world: World)
             overdue = world.first and time.monotonic() - saved_at > 60 * loop.checkpoint_minutes
             losses, stopping, overdue = _agreed(losses, stop.asked, overdue, world)
             if not torch.isfinite(losses["loss"]):
-                _explain(task, step, loop.dtype, device)
+                _explain(task, step, loop.dtype, device, state.spread.sharded)
             since_saved.add(float(losses["loss"]))
             finite = math.isfinite(norm)
             state.scale.after(finite)
@@ -257,8 +260,9 @@ def _hashed(seed: int, step: int, purpose: str) -> int:
     return int.from_bytes(digest[:7], "big")
 
 
-def _explain(task: Task, step: int, dtype: str, device: torch.device) -> None:
-    check_parameters(task.model)
+def _explain(task: Task, step: int, dtype: str, device: torch.device, sharded: bool) -> None:
+    if not sharded:  # else no process has a whole parameter to look at
+        check_parameters(task.model)
     # Compiled code runs no hooks, so the step is repeated without it.
     with torch.compiler.set_stance("force_eager"), finite_outputs(task.model), precision(dtype, device):
         task.losses(step)
