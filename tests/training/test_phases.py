@@ -16,9 +16,10 @@ from lineardit.config.models import AutoencoderConfig
 from lineardit.config.reconstruction import AdversarialConfig
 from lineardit.config.runs import AutoencoderRun, LoopConfig
 from lineardit.errors import CheckpointError, ConfigError
+from lineardit.interop.bundled import bundled_folder
 from lineardit.interop.native import load_autoencoder, save_autoencoder
 from lineardit.training.adversarial import Judge, fooling_loss
-from lineardit.training.autoencoder import train_autoencoder
+from lineardit.training.autoencoder import first_model, train_autoencoder
 from lineardit.training.checkpoint import load_newest
 from lineardit.training.picture_source import FolderPictures
 from lineardit.training.reconstruction import ReconstructionTask, adaptive_weight, learn_only
@@ -219,6 +220,11 @@ def test_a_place_without_an_autoencoder_is_refused(tiny_model: Path, pictures: P
     lonely = save_transformer(tmp_path / "lonely", load_transformer(tiny_model))
     with pytest.raises(CheckpointError, match="holds no autoencoder to start from"):
         train_autoencoder(recipe(lonely, pictures), tmp_path / "run", resume=False, device=CPU)
+
+
+def test_the_bundled_autoencoder_has_a_name() -> None:
+    run = AutoencoderRun(start=Path("emoji"), learns="decoder", train=LoopConfig(steps=1, batch_size=1))
+    assert first_model(run).config == load_autoencoder(bundled_folder()).config
 
 
 def test_weights_that_would_stay_random_are_refused() -> None:

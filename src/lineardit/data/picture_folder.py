@@ -47,7 +47,7 @@ class PictureFolder:
                 good.append(path)
             else:
                 bad.append(f"{path.relative_to(config.folder)} ({problem})")
-        if bad:
+        if bad and split != "held_out":
             more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
             _log.warning("left out %d of %d files: %s%s", len(bad), len(files), ", ".join(bad[:NAMED]), more)
         if len(good) < 2:

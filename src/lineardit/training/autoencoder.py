@@ -9,6 +9,7 @@ from lineardit.autoencoder.model import Autoencoder
 from lineardit.config.runs import AutoencoderRun
 from lineardit.data.emoji_scenes import EmojiScenes
 from lineardit.errors import CheckpointError, ConfigError
+from lineardit.interop.bundled import BUNDLED, bundled_folder
 from lineardit.interop.native import load_strict, save_autoencoder
 from lineardit.interop.places import assemble_autoencoder, open_place
 from lineardit.training.latents import latent_statistics, with_statistics
@@ -30,7 +31,7 @@ def train_autoencoder(run: AutoencoderRun, folder: Path, *, resume: bool, device
         ConfigError: the crop, or the shape in the recipe, does not fit the autoencoder it starts from.
         CheckpointError: there is no autoencoder to start from.
     """
-    model = _first_model(run).to(device)
+    model = first_model(run).to(device)
     _check_windows(run, model.config.stride)
     pictures = _pictures(run, model.config.stride)
     outcome = train(ReconstructionTask(run, pictures, model), run.train, folder, resume=resume)
@@ -42,13 +43,13 @@ def train_autoencoder(run: AutoencoderRun, folder: Path, *, resume: bool, device
     return save_autoencoder(folder / "model", trained, about=about)
 
 
-def _first_model(run: AutoencoderRun) -> Autoencoder:
+def first_model(run: AutoencoderRun) -> Autoencoder:
     """What the run begins with: random weights that follow from its seed, or those that are there."""
     torch.manual_seed(int(torch.randint(2**31, (), generator=step_generator(run.train.seed, 0, "weights"))))
     if run.start is None:
         assert run.model is not None
         return Autoencoder(run.model)
-    place = open_place(run.start)
+    place = open_place(bundled_folder() if str(run.start) == BUNDLED else run.start)
     if "autoencoder" not in place.networks:
         raise CheckpointError(f"{place.path} holds no autoencoder to start from.")
     found = assemble_autoencoder(place, "fp32")
