@@ -7,6 +7,7 @@ With `--replicas 1:2` the second is started while requests wait. Needs the extra
 """
 
 import argparse
+import itertools
 import os
 import random
 import re
@@ -16,10 +17,14 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from record import Rows, report
 from serve_client import GENERATE, Server, belongs, everybody, request, serving_options
+
+LONGEST = 300
+"""Seconds that the second replica may take to be started."""
 
 
 def workers() -> set[int]:
@@ -67,18 +72,18 @@ def start(options: argparse.Namespace, replicas: str) -> Server:
     sys.exit("the replicas did not start")
 
 
-def ask_all(server: Server, count: int, steps: int) -> Counter[str]:
-    """Eight clients at a time ask for so many pictures."""
+def ask_all(server: Server, steps: int, goes_on: Callable[[int], bool]) -> Counter[str]:
+    """Eight clients at a time ask for pictures, by their number, for as long as it goes on."""
     counts: Counter[str] = Counter()
-    wanted = [request(server.takes, random.Random(number), steps) for number in range(count)]
-    lock = threading.Lock()
+    numbers, lock = itertools.count(), threading.Lock()
 
     def client(_: int) -> None:
         while True:
             with lock:
-                if not wanted:
-                    return
-                asked = wanted.pop()
+                number = next(numbers)
+            if not goes_on(number):
+                return
+            asked = request(server.takes, random.Random(number), steps)
             status, body, _headers = server.ask("POST", GENERATE, asked)
             kind = str(status) if status != 200 or belongs(body, asked) else "swapped"
             with lock:
@@ -99,7 +104,7 @@ def main() -> int:
     rows: Rows = []
     server = start(options, "2")
     before = {process: seconds_of(process) for process in workers()}
-    counts = ask_all(server, options.requests, options.steps)
+    counts = ask_all(server, options.steps, lambda number: number < options.requests)
     busy = sum(seconds_of(process) > used for process, used in before.items())
     code = server.stop()
     rows += [["two replicas: processes that drew", str(busy)], ["two replicas: exit status", str(code)]]
@@ -109,13 +114,18 @@ def main() -> int:
     server = start(options, "1:2")
     first, most, begun = len(workers()), 0, time.monotonic()
     counts.clear()
-    many = options.requests * 4
-    asking = threading.Thread(target=lambda: counts.update(ask_all(server, many, options.steps)))
+    found = threading.Event()
+
+    def goes_on(_: int) -> bool:
+        return not found.is_set() and time.monotonic() < begun + LONGEST
+
+    asking = threading.Thread(target=lambda: counts.update(ask_all(server, options.steps, goes_on)))
     asking.start()
     while asking.is_alive() and most < 2:
         most = max(most, len(workers()))
         time.sleep(0.2)
     waited = time.monotonic() - begun
+    found.set()
     asking.join()
     server.process.send_signal(signal.SIGTERM)
     code = server.process.wait(180)

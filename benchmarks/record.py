@@ -41,6 +41,18 @@ PARTS = {
 """What each part does, and what it must show."""
 
 
+COMMANDS = {
+    "load": "serve_load.py load --clients 64 --minutes 10",
+    "stop": "serve_load.py stop --rounds 100",
+    "kill": "serve_load.py kill --rounds 20",
+    "fuzz": "serve_fuzz.py --requests 20000",
+    "files": "fuzz_files.py --mutations 2000",
+    "throughput": "serve_throughput.py --seconds 60",
+    "ray": "ray_replicas.py --requests 40",
+}
+"""What measures each in full."""
+
+
 def report(part: str, rows: Rows, kept: bool, header: list[str] | None = None, *, record: bool) -> int:
     """Print the table of one part; `record` also keeps it and writes the page. The exit status."""
     result: dict[str, Any] = {
@@ -72,13 +84,17 @@ def write_page() -> None:
     """docs/reliability.md from what there is in benchmarks/results."""
     there = [part for part in PARTS if (RESULTS / f"reliability-{part}.json").exists()]
     results = {part: json.loads((RESULTS / f"reliability-{part}.json").read_text("utf-8")) for part in there}
-    rows = [[*PARTS[part], "kept" if results[part]["kept"] else "**broken**"] for part in there]
+    rows = []
+    for part, (what, promise) in PARTS.items():
+        kept = {True: "kept", False: "**broken**", None: "not measured here yet"}
+        outcome = kept[results[part]["kept"] if part in results else None]
+        rows.append([what, promise, outcome, f"`python benchmarks/{COMMANDS[part]} --record`"])
     text = (
         "# Reliability of the server, measured\n\nEvery table is written by the command above it; "
-        "`--record` keeps it here. 30 payloads that would run as a script, in prompts and in the settings "
+        "`--record` keeps it. 30 payloads that would run as a script, in prompts and in the settings "
         "of pictures, are tried in a headless Chromium by `pytest tests/serving/test_page.py`.\n\n"
     )
-    text += markdown_table(["what is done", "what must hold", "outcome"], rows) + "\n\n"
+    text += markdown_table(["what is done", "what must hold", "outcome", "command"], rows) + "\n\n"
     PAGE.write_text((text + "".join(section(part, results[part]) for part in there)).rstrip() + "\n", "utf-8")
 
 

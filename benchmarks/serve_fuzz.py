@@ -35,6 +35,8 @@ GOOD = {
     "image_url": some.just(PICTURE),
     "image": some.just(PICTURE),
     "init_images": some.just([PICTURE]),
+    "num_inference_steps": some.sampled_from([1, 2]),
+    "steps": some.sampled_from([1, 2]),
 }
 """Fields without which nothing else of a request would be looked at."""
 

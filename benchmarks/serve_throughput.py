@@ -18,6 +18,7 @@ import base64
 import io
 import json
 import random
+import socket
 import sys
 import tempfile
 import threading
@@ -103,9 +104,9 @@ def run_locked(options: argparse.Namespace) -> None:
 
     draw = {"pipeline": pipeline_draw, "diffusers": diffusers_draw}[options.be](options)
     draw("a cat", 0, 1)
-    config = uvicorn.Config(locked(draw), host="127.0.0.1", port=0, log_level="error")
+    config = uvicorn.Config(locked(draw), log_level="error")
     server = uvicorn.Server(config)
-    listener = config.bind_socket()
+    listener = socket.create_server(("127.0.0.1", 0))
     sys.stderr.write(f"http://127.0.0.1:{listener.getsockname()[1]}\n")
     sys.stderr.flush()
     server.run(sockets=[listener])

@@ -89,8 +89,10 @@ def join_cluster(address: str | None) -> None:
     """
     import ray
 
+    # A cluster of one machine listens on loopback only: whoever reaches Ray's ports can run code.
+    here = {} if address else {"_node_ip_address": "127.0.0.1", "include_dashboard": False}
     try:
-        ray.init(address or "local", include_dashboard=False, logging_level="ERROR")
+        ray.init(address or "local", logging_level="ERROR", **here)
     except Exception as error:  # Ray raises Exception itself where a process of its own is too slow
         where = "did not start on this machine" if address is None else f"is not to be reached at {address}"
         raise LineardiTError(f"Ray {where} ({type(error).__name__}); its log says why.") from None
