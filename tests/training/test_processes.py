@@ -125,9 +125,10 @@ def crew(work: Callable[[], object], said: Path | None = None) -> list[int]:
     return [os.waitstatus_to_exitcode(code) for code in codes]
 
 
-def losses_of(folder: Path) -> Tensor:
+def logged(folder: Path) -> Tensor:
+    """Loss of each step, and the length of its gradient, which AdamW would not be moved by."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return torch.tensor([row["loss"] for row in rows], dtype=torch.float64)
+    return torch.tensor([[row["loss"], row["gradient_norm"]] for row in rows], dtype=torch.float64)
 
 
 def newest(folder: Path) -> checkpoint.Loaded:
@@ -169,7 +170,7 @@ def test_two_processes_learn_as_one_with_the_whole_batch(
         else {f"model-0000{n}-of-00002.safetensors" for n in (1, 2)}
     )
     assert {path.name for path in two.path.glob("model*")} == files
-    torch.testing.assert_close(losses_of(tmp_path / "two"), losses_of(tmp_path / "one"), rtol=1e-5, atol=0)
+    torch.testing.assert_close(logged(tmp_path / "two"), logged(tmp_path / "one"), rtol=1e-5, atol=0)
     for name, tensor in one.tensors["ema"].items():
         torch.testing.assert_close(two.tensors["ema"][name], tensor, rtol=1e-4, atol=1e-5)
 
