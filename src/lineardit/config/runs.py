@@ -84,7 +84,7 @@ class LoopConfig(OptimizerConfig):
     """Of several processes each holds the whole state (ddp), or some rows of every tensor (fsdp)."""
     shard_within: int | None = Field(None, gt=0)
     """Of fsdp: processes that hold one copy together, such as the GPUs of one machine; all unless given."""
-    timeout_minutes: float = Field(10, gt=0)
+    timeout_minutes: float = Field(10.0, gt=0)
     """How long a process waits for the others before it ends the job."""
 
 
