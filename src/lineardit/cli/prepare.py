@@ -1,6 +1,5 @@
 """`lineardit prepare`: pictures of any kind in, checked and encoded training data out."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -101,13 +100,14 @@ def prepare(
     from lineardit.data.sources import open_source
     from lineardit.data.survey import survey
     from lineardit.interop.bundled import bundled_folder
+    from lineardit.kernels.select import inspect_machine
     from lineardit.training.preparation import encode, open_ledger, token_pixels
     from lineardit.training.runs import pick_device
 
     if processes is not None and processes < 1:
         raise InputError(f"processes={processes} is not a positive number. Use 1 or more.")
     chosen = model or str(bundled_folder())
-    place, cores = pick_device(device), len(os.sched_getaffinity(0))
+    place, cores = pick_device(device), inspect_machine().cores
     together = processes or cores
     pixels, own_size = token_pixels(chosen)
     step = step or pixels

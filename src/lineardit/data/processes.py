@@ -1,5 +1,6 @@
 """Work spread over processes, handed back in its order, with a bounded number of jobs under way."""
 
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
@@ -25,7 +26,7 @@ def worker_processes(count: int) -> Iterator[Executor | None]:
     if count <= 1:
         yield None
         return
-    pool = ProcessPoolExecutor(count, get_context("spawn"))
+    pool = ProcessPoolExecutor(count, get_context("spawn"), initializer=_end_at_ctrl_c)
     try:
         yield pool
     except BrokenProcessPool:
@@ -52,3 +53,8 @@ def in_order(
             yield first, future.result()
     for first, future in waiting:
         yield first, future.result()
+
+
+def _end_at_ctrl_c() -> None:
+    """Workers end without a word; the process that they work for says what happened."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
