@@ -57,22 +57,32 @@ def diffusers_draw(options: argparse.Namespace) -> Draw:
     ours = Pipeline.from_pretrained(options.model, device=options.device, dtype=options.dtype)
     place = open_place(options.model or _bundled())
     networks = {name: place.networks[name] for name in ("transformer", "autoencoder")}
+    coder, plain = networks["autoencoder"], {"latent_scale": (1.0,), "latent_shift": (0.0,)}
+    # diffusers knows one scale for all channels: a user would do what ours does beside it.
+    networks["autoencoder"] = replace(coder, config=coder.config.model_copy(update=plain))
     with tempfile.TemporaryDirectory() as folder:
         export(replace(place, networks=networks), Path(folder) / "model", "diffusers")
-        pipe = SanaPipeline.from_pretrained(Path(folder) / "model", torch_dtype=ours.dtype).to(ours.device)
+        pipe = SanaPipeline.from_pretrained(
+            Path(folder) / "model", text_encoder=None, tokenizer=None, torch_dtype=ours.dtype
+        ).to(ours.device)
     pipe.set_progress_bar_config(disable=True)
     size, scale = ours.sampling.size, ours.sampling.guidance_scale
+    scales, shifts = ours.autoencoder.scale, ours.autoencoder.shift
 
     def draw(prompt: str, seed: int, steps: int) -> Any:
         text = ours.embed(ours.plan(prompt))
         without, wanted = text.embeddings.chunk(2)
         hidden, shown = text.mask.chunk(2)
-        return pipe(
-            prompt_embeds=wanted, prompt_attention_mask=shown.long(), negative_prompt_embeds=without,
-            negative_prompt_attention_mask=hidden.long(), num_inference_steps=steps, guidance_scale=scale,
+        latents = pipe(
+            negative_prompt=None, prompt_embeds=wanted, prompt_attention_mask=shown.long(),
+            negative_prompt_embeds=without, negative_prompt_attention_mask=hidden.long(),
+            num_inference_steps=steps, guidance_scale=scale,
             height=size, width=size, use_resolution_binning=False,
-            generator=torch.Generator(ours.device).manual_seed(seed),
-        ).images[0]  # fmt: skip
+            generator=torch.Generator(ours.device).manual_seed(seed), output_type="latent",
+        ).images  # fmt: skip
+        with torch.no_grad():
+            decoded = pipe.vae.decode(latents.to(pipe.vae.dtype) / scales + shifts).sample
+        return pipe.image_processor.postprocess(decoded)[0]
 
     return draw
 
