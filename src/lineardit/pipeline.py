@@ -13,6 +13,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
+from lineardit.autoencoder.bands import decode_in_bands
 from lineardit.autoencoder.model import Autoencoder
 from lineardit.config.steps import steps_drawn
 from lineardit.data.picture_files import fitted
@@ -40,6 +41,7 @@ from lineardit.interop.lora import (
     unload_loras,
     weigh_loras,
 )
+from lineardit.interop.memory import decoder_rows, transformer_bytes
 from lineardit.interop.native import INDEX
 from lineardit.interop.places import (
     Place,
@@ -51,6 +53,7 @@ from lineardit.interop.places import (
     open_place,
     with_parts,
 )
+from lineardit.kernels.allocator import resident_bytes
 from lineardit.kernels.select import DTYPES, inspect_machine, select
 from lineardit.nn.finite import check_parameters, finite_outputs
 from lineardit.text.embedding import TextEmbedding, TextEncoder
@@ -140,6 +143,8 @@ class Pipeline:
         self.transformer, self.autoencoder, self.text_encoder = transformer, autoencoder, text_encoder
         self.controlnet = controlnet
         self.sampling, self.name = sampling, name
+        self._memory: int | None = None
+        self._held = 0
         self._lora_places: dict[str, str] = {}
         self._control_place: str | None = None
 
@@ -249,6 +254,42 @@ class Pipeline:
     def unload_loras(self, *names: str) -> None:
         """Take LoRAs away, all of them if none is named. Raises `InputError` where one is not loaded."""
         unload_loras(self.transformer, *names)
+
+    def limit_memory(self, bytes_in_all: int | None) -> None:
+        """Draw within so many bytes of memory, what the process holds by now included; None lifts the bound.
+
+        Pictures are then decoded in bands of rows, as many at a time as fit: the same pixels to 1e-5, without
+        seams (`autoencoder.bands`). Call it once the models are loaded.
+
+        Raises:
+            InputError: the process holds more than that already.
+        """
+        held = torch.cuda.memory_allocated(self.device) if self.device.type == "cuda" else resident_bytes()
+        self._memory, self._held = bytes_in_all, held or 0
+        if bytes_in_all is not None and bytes_in_all <= self._held:
+            raise InputError(
+                f"memory={bytes_in_all / 1e9:.2f} GB is less than the {self._held / 1e9:.2f} GB that are "
+                "held already, weights included. Allow more, or load the model in bf16."
+            )
+
+    def _rows(self, height: int, width: int) -> int | None:
+        """Rows of latents that are decoded at a time; None is all."""
+        if self._memory is None:
+            return None
+        config, room = self.autoencoder.config, self._memory - self._held
+        return decoder_rows(config, height, width, self.dtype, room)
+
+    def _check_memory(self, height: int, width: int) -> None:
+        if self._memory is None:
+            return
+        self._rows(height, width)
+        stride = self.autoencoder.config.stride
+        needed = transformer_bytes(self.transformer.config, height // stride, width // stride, self.dtype)
+        if needed > self._memory - self._held:
+            raise InputError(
+                f"a step at {width} x {height} pixels takes {needed / 1e9:.2f} GB beside the "
+                f"{self._held / 1e9:.2f} GB that are held. Allow {(needed + self._held) / 1e9 + 0.01:.2f} GB."
+            )
 
     @property
     def description(self) -> str:
@@ -445,7 +486,11 @@ class Pipeline:
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
         """Pixels in [-1, 1], float32."""
-        return self.autoencoder.decode(latents.to(self.dtype)).float().clamp(-1, 1)
+        stride, given = self.autoencoder.config.stride, latents.to(self.dtype)
+        rows = self._rows(latents.shape[-2] * stride, latents.shape[-1] * stride)
+        if rows is None:
+            return self.autoencoder.decode(given).float().clamp(-1, 1)
+        return decode_in_bands(self.autoencoder, given, rows).float().clamp_(-1, 1)
 
     def _sampled(
         self, jobs: Sequence[Settings], velocity: Velocity, noise: Tensor, initial: Tensor | None
@@ -589,6 +634,7 @@ class Pipeline:
         steps = self.sampling.num_inference_steps if num_inference_steps is None else num_inference_steps
         sides = [self._side(name, side) for name, side in (("height", height), ("width", width))]
         followed = self._followed(controlnet_conditioning_scale)
+        self._check_memory(*sides)
         Interval(*guidance_interval)  # say now what is wrong with them
         StepCache(step_cache)
         return [

@@ -32,7 +32,7 @@ def test_the_parts_are_less_than_the_whole(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["speed"], "unknown measurement 'speed'. Use one of image, attention, models."),
+        (["speed"], "unknown measurement 'speed'. Use one of image, attention, models, step, decode, peers."),
         (["image", "--runs", "0"], "runs=0 is less than 1. Use 5."),
         (["attention", "--budget", "-1"], "budget=-1.0 is less than 0. Use 10."),
         (
@@ -41,7 +41,7 @@ def test_the_parts_are_less_than_the_whole(
         ),
         (
             ["image", "--budget", "3"],
-            "--budget belongs to bench attention and bench models, not to bench image",
+            "--budget belongs to bench attention, models, step, decode, peers, not to bench image",
         ),
         (["attention", "--tokens", "256,many"], "tokens='256,many' is no list of positive whole numbers."),
         (

@@ -13,6 +13,9 @@ TAKEN = {
     "image": {"model", "num_inference_steps", "runs"},
     "attention": {"tokens", "budget", "device", "plot"},
     "models": {"only", "pixels", "budget", "device"},
+    "step": {"only", "pixels", "budget"},
+    "decode": {"only", "pixels", "budget"},
+    "peers": {"only", "pixels", "budget"},
 }
 """The options that belong to one measurement alone."""
 
@@ -22,7 +25,8 @@ def bench(
         str,
         typer.Argument(
             help="image: one picture from a cold start, by part. attention: softmax and linear, by tokens. "
-            "models: whole networks with random weights."
+            "models: whole networks with random weights. step, decode, peers (both, and whole pictures): "
+            "SANA-0.6B side by side with diffusers on the same weights."
         ),
     ],
     model: Annotated[
@@ -38,7 +42,10 @@ def bench(
         str | None, typer.Option(help="attention: sizes, as 256,1024; 256 to 262144 unless given.")
     ] = None,
     only: Annotated[
-        str | None, typer.Option(help="models: some networks, as dit-xl/2,sana-0.6b; all unless given.")
+        str | None,
+        typer.Option(
+            help="models: some networks, as dit-xl/2,sana-0.6b. peers: some contenders, with ; between them."
+        ),
     ] = None,
     pixels: Annotated[
         str | None, typer.Option(help="models: some sides, as 512,1024; every network's own unless given.")
@@ -69,6 +76,8 @@ def bench(
     seconds = BUDGET if budget is None else budget
     if what == "image":
         page = _image(model, num_inference_steps or STEPS, runs or RUNS, threads, dtype)
+    elif what in ("step", "decode", "peers"):
+        page = _peers(what, only, _sizes("pixels", pixels), seconds, dtype, threads)
     elif what == "models":
         page = _models(only, _sizes("pixels", pixels), seconds, device or "auto", dtype)
     else:
@@ -84,7 +93,7 @@ def _check(what: str, given: dict[str, object]) -> None:
     if what not in TAKEN:
         raise InputError(f"unknown measurement {what!r}. Use one of {', '.join(TAKEN)}.")
     for name in sorted(given.keys() & (set().union(*TAKEN.values()) - TAKEN[what])):
-        owners = " and ".join(f"bench {owner}" for owner, names in TAKEN.items() if name in names)
+        owners = "bench " + ", ".join(owner for owner, names in TAKEN.items() if name in names)
         option = f"--{name.replace('_', '-')}"
         raise InputError(f"{option} belongs to {owners}, not to bench {what}. Leave it out.")
     for name, usual, least in (("num_inference_steps", STEPS, 1), ("runs", RUNS, 1), ("budget", BUDGET, 0)):
@@ -151,6 +160,23 @@ def _models(only: str | None, pixels: list[int] | None, budget: float, device: s
     place = chosen.torch_device
     stamp = f"{stamp_line(hardware_stamp())}; on {place}, {dtype}, at most {budget:g} s a measurement."
     return models_page(stamp, rows)
+
+
+def _peers(
+    what: str, only: str | None, pixels: list[int] | None, budget: float, dtype: str, threads: int
+) -> str:
+    from lineardit.bench.peers import CONTENDERS, PARTS, STRIDE, measure_peers
+    from lineardit.bench.peers_report import peers_page
+    from lineardit.bench.stamp import hardware_stamp, stamp_line
+
+    names = list(CONTENDERS) if only is None else [name.strip() for name in only.split(";")]
+    sizes = pixels or [512, 1024]
+    for size in sizes:
+        if size % STRIDE:
+            raise InputError(f"pixels={size} is not a multiple of {STRIDE}, the pixels per latent. Use 512.")
+    parts = PARTS if what == "peers" else (what,)
+    rows = list(measure_peers(names, parts, sizes, dtype, budget, threads))
+    return peers_page(f"{stamp_line(hardware_stamp())}; {dtype}.", rows)
 
 
 def _listed(numbers: set[int]) -> str:

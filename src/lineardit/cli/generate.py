@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lineardit.cli.sizes import bytes_of
 from lineardit.errors import InputError, OutputError
 
 if TYPE_CHECKING:
@@ -64,6 +65,26 @@ def generate(
         Path | None, typer.Option(help="What the ControlNet follows: a picture of edges, depth or poses.")
     ] = None,
     control_scale: Annotated[float, typer.Option(help="How much it counts; 0 is off.")] = 1.0,
+    guidance_interval: Annotated[
+        str,
+        typer.Option(help="Times in which guidance applies, 0 the picture, 1 noise; less is faster."),
+    ] = "0,1",
+    step_cache: Annotated[
+        float, typer.Option(help="Skip middle blocks while the first changes less; 0 is exact, 0.1 usual.")
+    ] = 0.0,
+    memory: Annotated[
+        str | None,
+        typer.Option(help="Draw within this much, as 2GB: the same picture in bands.", show_default=False),
+    ] = None,
+    kernels: Annotated[
+        str, typer.Option(help="On a CPU: native (C++, compiled once), torch, or auto.")
+    ] = "auto",
+    keep_freed: Annotated[
+        bool,
+        typer.Option(
+            help="Let the C library keep large blocks that are freed: faster. Off where --memory is given."
+        ),
+    ] = True,
     debug_nan: Annotated[
         bool, typer.Option("--debug-nan", help="Name the first layer whose numbers are not finite; slower.")
     ] = False,
@@ -80,6 +101,7 @@ def generate(
     if num_images < 1:
         raise InputError(f"num_images={num_images} is not a positive number. Use 1 or more.")
     weighted = [weighted_lora(each) for each in lora or []]
+    interval, bound = _interval(guidance_interval), None if memory is None else bytes_of(memory)
     if controlnet is not None and control_image is None:
         raise InputError("--controlnet is given without a picture to follow. Add --control-image FILE.")
     places = _places(output, prompts, seed, num_images)
@@ -90,10 +112,15 @@ def generate(
 
     from lineardit.data.picture_files import read_picture
     from lineardit.interop.lora import read_lora
+    from lineardit.kernels import native
+    from lineardit.kernels.allocator import keep_freed_memory
     from lineardit.pipeline import Pipeline
 
     for source, _ in weighted:
         read_lora(source)  # before the model, which may take minutes to load
+    native.use(kernels)
+    if keep_freed and bound is None:
+        keep_freed_memory()
     control = None if control_image is None else [read_picture(control_image)]
     pipe = Pipeline.from_pretrained(
         model, autoencoder=autoencoder, text_encoder=text_encoder, device=device, dtype=dtype
@@ -102,6 +129,7 @@ def generate(
         pipe.load_lora(source, weight)
     if controlnet is not None:
         pipe.load_controlnet(controlnet)
+    pipe.limit_memory(bound)
     jobs = pipe.plan(
         prompts,
         negative_prompt,
@@ -113,6 +141,8 @@ def generate(
         seed=seed,
         sampler=sampler,
         controlnet_conditioning_scale=None if control is None else control_scale,
+        guidance_interval=interval,
+        step_cache=step_cache,
     )
     console = Console(stderr=True)
     with (
@@ -126,6 +156,15 @@ def generate(
             _write(picture, job, place)
             # As it is: no markup in brackets, no line breaks.
             bar.console.out(f"{place}  seed {job.seed}", highlight=False)
+
+
+def _interval(text: str) -> tuple[float, float]:
+    """`0.1,0.9` as two times."""
+    try:
+        lowest, highest = (float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--guidance-interval {text} is not two times. Use 0.1,0.9.") from None
+    return lowest, highest
 
 
 def weighted_lora(lora: str) -> tuple[str, float]:

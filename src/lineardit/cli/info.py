@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from lineardit.interop.places import Network, Place
 
 
+BANDS = 16
+"""In how many bands decoding is counted beside decoding at once; `--memory` takes as many as it needs."""
+
+
 def info(
     target: Annotated[
         str | None,
@@ -71,6 +75,7 @@ def _is_picture(path: Path) -> bool:
 
 def machine_facts(device: str, dtype: str) -> dict[str, Any]:
     """What would run here, and the facts that decided it."""
+    from lineardit.kernels.native import outlook
     from lineardit.kernels.select import inspect_machine, select
 
     machine = inspect_machine()
@@ -82,6 +87,7 @@ def machine_facts(device: str, dtype: str) -> dict[str, Any]:
                 ("device", selection.device),
                 ("dtype", selection.dtype),
                 ("linear attention", selection.attention),
+                ("passes on a CPU", outlook()),
             )
         },
         "machine": {
@@ -203,7 +209,9 @@ def _network_facts(network: "Network") -> dict[str, Any]:
 def _memory_facts(place: "Place", height: int | None, width: int | None, dtype: str) -> dict[str, Any]:
     """What drawing one picture takes at most, where the size that the model was made for is known."""
     from lineardit.config.models import AutoencoderConfig, TransformerConfig
-    from lineardit.interop.memory import activation_bytes, decoder_bytes, transformer_bytes
+    from lineardit.interop.memory import decoder_bytes, transformer_bytes
+    from lineardit.kernels import native
+    from lineardit.kernels.allocator import resident_bytes
     from lineardit.kernels.select import inspect_machine, select
 
     configs = {name: network.config for name, network in place.networks.items()}
@@ -225,18 +233,24 @@ def _memory_facts(place: "Place", height: int | None, width: int | None, dtype: 
     stride = autoencoder.stride
     # With guidance every step sees two pictures.
     twice = 1 if transformer.guidance_embedding else 2
-    item = activation_bytes(floats)
-    denoising = twice * transformer_bytes(transformer, height // stride, width // stride, item)
-    decoding = decoder_bytes(autoencoder, height, width, item)
+    native.use("auto" if native.outlook().name == "native" else "torch")
+    denoising = transformer_bytes(transformer, height // stride, width // stride, floats, twice)
+    decoding = decoder_bytes(autoencoder, height, width, floats)
+    banded = decoder_bytes(autoencoder, height, width, floats, -(-height // stride // BANDS))
+    # What Python and its libraries hold: what this process does by now.
+    program = resident_bytes() or 0
     text = getattr(place.text, "size_bytes", 0)
     return {
         "picture": f"{height} x {width}, {_short_name(floats)}",
-        "between_layers": "float32" if item > floats.itemsize else _short_name(floats),
+        "between_layers": "float32" if _short_name(floats) == "fp16" else _short_name(floats),
+        "program_bytes": program,
         "weights_bytes": weights,
         "text_encoder_bytes": text,
         "denoising_bytes": denoising,
         "decoding_bytes": decoding,
-        "together_bytes": weights + text + max(denoising, decoding),
+        "decoding_in_bands_bytes": banded,
+        "together_bytes": program + weights + text + max(denoising, decoding),
+        "together_in_bands_bytes": program + weights + text + max(denoising, banded),
     }
 
 

@@ -1,42 +1,134 @@
-"""How much memory drawing a picture takes beside the weights, from the shapes of the networks alone.
+"""How much memory drawing a picture takes beside the weights, and in which bands it fits a bound.
 
-An estimate of what lives at once in the largest layer; kernels may need room of their own.
+The networks run once on tensors that have shapes and no numbers, and what lives at once is counted. Kernels
+may need some room of their own.
 """
 
+from functools import lru_cache
+from typing import Any
+
 import torch
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
-from lineardit.autoencoder.blocks import GLU_RATIO
-from lineardit.config.models import AutoencoderConfig, StageConfig, TransformerConfig
+from lineardit.autoencoder.bands import decode_in_bands, encode_in_bands
+from lineardit.autoencoder.model import PIXEL_CHANNELS, Autoencoder
+from lineardit.config.models import AutoencoderConfig, TransformerConfig
+from lineardit.errors import InputError
+from lineardit.kernels import native
+from lineardit.kernels.live import peak_bytes
+from lineardit.transformer.model import Transformer
+
+PROMPT_TOKENS = 300
+"""At most, of the published models."""
+LAYERS = 3
+"""Blocks that are run: all are alike, and only one is in hand at a time."""
 
 
-def activation_bytes(dtype: torch.dtype) -> int:
-    """Bytes of a number between layers: with float16 weights it is a float32 (`nn.wide`)."""
-    return 4 if dtype == torch.float16 else dtype.itemsize
+def transformer_bytes(
+    config: TransformerConfig, height: int, width: int, dtype: torch.dtype, pictures: int = 2
+) -> int:
+    """Of one velocity at latents of (height, width); `pictures` is 2 where each is guided."""
+    return _transformer_bytes(config, height, width, dtype, pictures, native.is_in_use())
 
 
-def transformer_bytes(config: TransformerConfig, height: int, width: int, item: int) -> int:
-    """Of one velocity at latents of (height, width), with `item` bytes a number.
+def decoder_bytes(
+    config: AutoencoderConfig, height: int, width: int, dtype: torch.dtype, rows: int | None = None
+) -> int:
+    """Of decoding one picture of (height, width) pixels, in bands of so many rows of latents where given."""
+    return _coding_bytes(config, height, width, dtype, rows, native.is_in_use(), decodes=True)
 
-    The feed-forward decides: the hidden tokens before and after its depthwise convolution, both twice as
-    wide as the hidden width, the gate and what it lets through, beside three times the tokens themselves.
+
+def encoder_bytes(
+    config: AutoencoderConfig, height: int, width: int, dtype: torch.dtype, rows: int | None = None
+) -> int:
+    """Of encoding one picture, likewise."""
+    return _coding_bytes(config, height, width, dtype, rows, native.is_in_use(), decodes=False)
+
+
+def decoder_rows(
+    config: AutoencoderConfig, height: int, width: int, dtype: torch.dtype, room: int
+) -> int | None:
+    """The tallest bands in which decoding takes at most `room` bytes; None where it fits whole.
+
+    Raises:
+        InputError: one row of latents is too much already, with the room that it takes.
     """
-    tokens = (height // config.patch_size) * (width // config.patch_size)
-    return tokens * (3 * config.width + 6 * config.hidden_width) * item
+    needed = decoder_bytes(config, height, width, dtype)
+    if needed <= room:
+        return None
+    rows = height // config.stride
+    while rows > 1:
+        rows = -(-rows // 2)
+        needed = decoder_bytes(config, height, width, dtype, rows)
+        if needed <= room:
+            return rows
+    raise InputError(
+        f"decoding {width} x {height} pixels takes at least {_said(needed)} beside what is held, "
+        f"{_said(max(0, room))} are left. Allow {_said(needed - max(0, room))} more."
+    )
 
 
-def decoder_bytes(config: AutoencoderConfig, height: int, width: int, item: int) -> int:
-    """Of decoding one picture of (height, width) pixels: the largest stage, with `item` bytes a number."""
-    largest = 0
-    for level, stage in enumerate(config.decoder):
-        pixels = (height >> level) * (width >> level)
-        largest = max(largest, pixels * _channels(stage) * item)
-    return largest
+@lru_cache(maxsize=64)
+def _transformer_bytes(
+    config: TransformerConfig, height: int, width: int, dtype: torch.dtype, pictures: int, _native: bool
+) -> int:
+    with torch.device("meta"):
+        few = config.model_copy(update={"depth": min(config.depth, LAYERS)})
+        network = Transformer(few).to(dtype).eval()
+        text = torch.empty(1, PROMPT_TOKENS, config.text_width, dtype=dtype)
+        with torch.no_grad():
+            read = network.read(text.expand(pictures, -1, -1))
+        guidance = torch.empty(pictures) if config.guidance_embedding else None
+
+        def run() -> None:
+            latents = torch.empty(pictures, config.latent_channels, height, width, dtype=dtype)
+            with _FusedAttention():
+                network(latents, torch.empty(pictures), read, None, guidance)
+
+        held = 2 * pictures * PROMPT_TOKENS * config.width * dtype.itemsize * config.depth
+        return peak_bytes(run) + held
 
 
-def _channels(stage: StageConfig) -> int:
-    """Numbers per pixel that live at once in one block."""
-    if not stage.depth:
-        return 0
-    if stage.block == "residual":
-        return 5 * stage.width
-    return (3 + 6 * GLU_RATIO) * stage.width
+@lru_cache(maxsize=64)
+def _coding_bytes(
+    config: AutoencoderConfig,
+    height: int,
+    width: int,
+    dtype: torch.dtype,
+    rows: int | None,
+    _native: bool,
+    *,
+    decodes: bool,
+) -> int:
+    with torch.device("meta"):
+        network = Autoencoder(config).to("meta", dtype).eval()
+        stride = config.stride
+        sides = (height // stride, width // stride)
+
+        def decode() -> None:
+            latents = torch.empty(1, config.latent_channels, *sides, dtype=dtype)
+            whole = rows is None
+            out = network.decode(latents) if whole else decode_in_bands(network, latents, rows or 1)
+            out.float().clamp(-1, 1)
+
+        def encode() -> None:
+            images = torch.empty(1, PIXEL_CHANNELS, height, width, dtype=dtype)
+            network.encode(images) if rows is None else encode_in_bands(network, images, rows)
+
+        return peak_bytes(decode if decodes else encode)
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Attention to the prompt as the kernels of CPUs and GPUs run it: without a table of scores."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is functional.scaled_dot_product_attention:
+            return torch.empty_like(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+def _said(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{-(-count // 10**6)} MB"

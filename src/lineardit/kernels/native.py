@@ -79,6 +79,11 @@ def using(passes: str) -> Iterator[None]:
         _in_use = before
 
 
+def is_in_use() -> bool:
+    """Whether the library computes the passes of this process."""
+    return _in_use is not None
+
+
 def outlook() -> Choice:
     """What `auto` would take, without compiling anything."""
     if library_path().is_file():
@@ -98,7 +103,9 @@ def takes(*tensors: Tensor | None) -> ctypes.CDLL | None:
         return None
     records = torch.is_grad_enabled()
     for each in given:
-        if type(each) not in (Tensor, torch.nn.Parameter) or each.device.type != "cpu" or each.dtype != dtype:
+        if type(each) not in (Tensor, torch.nn.Parameter) or each.dtype != dtype:
+            return None
+        if each.device.type not in ("cpu", "meta"):
             return None
         if records and each.requires_grad:
             return None
@@ -106,7 +113,12 @@ def takes(*tensors: Tensor | None) -> ctypes.CDLL | None:
 
 
 def call(library: ctypes.CDLL, name: str, dtype: torch.dtype, *arguments: Any) -> None:
-    """Call a pass for a dtype: tensors go as pointers, tuples as arrays of int64, floats as float32."""
+    """Call a pass for a dtype: tensors go as pointers, tuples as arrays of int64, floats as float32.
+
+    Tensors without numbers have nothing to compute.
+    """
+    if any(isinstance(each, Tensor) and each.is_meta for each in arguments):
+        return
     function = getattr(library, f"{name}_{_SUFFIXES[dtype]}")
     function.restype = None
     function(*(_argument(each) for each in arguments))

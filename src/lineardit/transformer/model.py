@@ -156,9 +156,12 @@ class Transformer(nn.Module):
             ShapeError: the text has another width.
         """
         self._check_text(text)
-        kept = text.new_ones(text.shape[:2], dtype=torch.bool) if mask is None else never_empty(mask)
-        counts = tuple(kept.sum(1).tolist())
-        prompt = self.prompt_projection(text[kept].to(self.patchify.weight.dtype).unsqueeze(0)).squeeze(0)
+        if mask is None:
+            there, counts = text.flatten(0, 1), (text.shape[1],) * len(text)
+        else:
+            kept = never_empty(mask)
+            there, counts = text[kept], tuple(kept.sum(1).tolist())
+        prompt = self.prompt_projection(there.to(self.patchify.weight.dtype).unsqueeze(0)).squeeze(0)
         readings = []
         for block in self.blocks:
             assert isinstance(block, Block)

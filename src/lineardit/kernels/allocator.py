@@ -1,0 +1,40 @@
+"""How this process gets its memory from the system, and how much it has."""
+
+import ctypes
+import re
+import sys
+from pathlib import Path
+
+from lineardit.kernels.select import Choice
+
+# Names of glibc's malloc.h, see mallopt(3).
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_NEVER, _MAPPED = 2**31 - 1, 2**30
+
+
+def keep_freed_memory() -> Choice:
+    """Let glibc keep large blocks that are freed, for the rest of this process, and say whether it does.
+
+    By default each block beyond some megabytes is mapped when it is made and unmapped when it is freed, so
+    that every pass over a picture meets fresh pages, which the system has to clear: up to half the time of
+    whatever is bound by memory. Kept blocks of up to a gigabyte are used again; the process holds its peak
+    until it ends. This is for processes that draw, not for a library to decide.
+    """
+    if not sys.platform.startswith("linux"):
+        return Choice("returned", f"{sys.platform} has no mallopt")
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except AttributeError:
+        return Choice("returned", "this C library has no mallopt")
+    if mallopt(_TRIM_THRESHOLD, _NEVER) and mallopt(_MMAP_THRESHOLD, _MAPPED):
+        return Choice("kept", "glibc keeps what is freed: fresh pages cost up to half of a pass over memory")
+    return Choice("returned", "mallopt refused")
+
+
+def resident_bytes(name: str = "VmRSS") -> int | None:
+    """What this process holds of the machine's memory; with VmHWM the most it ever held. None if not told."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    found = re.search(rf"^{name}:\s+(\d+) kB", status.read_text("ascii"), re.MULTILINE)
+    return int(found[1]) * 1024 if found else None

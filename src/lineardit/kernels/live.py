@@ -1,0 +1,54 @@
+"""The most bytes that tensors take at once, counted from the operations themselves."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from weakref import finalize
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+def peak_bytes(run: Callable[[], object]) -> int:
+    """Of the tensors that `run` makes, on any device: on `meta` nothing is computed or allocated.
+
+    What kernels take for themselves while they run is not seen.
+    """
+    live = _Live()
+    with live, torch.no_grad():
+        run()
+    return live.peak
+
+
+class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.peak = self._now = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        before = {_storage(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
+        out = func(*args, **(kwargs or {}))
+        for each in tree_leaves(out):
+            if isinstance(each, Tensor) and (key := _storage(each)) not in self._known | before:
+                storage = each.untyped_storage()
+                self._known.add(key)
+                self._now += storage.nbytes()
+                finalize(storage, self._freed, key, storage.nbytes())
+        self.peak = max(self.peak, self._now)
+        return out
+
+    def _freed(self, key: int, count: int) -> None:
+        self._known.discard(key)
+        self._now -= count
+
+
+def _storage(x: Tensor) -> int:
+    return int(x.untyped_storage()._cdata)
