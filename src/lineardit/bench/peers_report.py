@@ -33,8 +33,8 @@ def peers_page(stamp: str, rows: Sequence[Measured]) -> str:
 _EXPLAINED = (
     "The same random weights and inputs; medians after a first call, each contender in a process of its own, "
     f"one after the other. Prompts of {TOLD[1]} and {TOLD[0]} tokens, padded to {TOKENS}. "
-    "Outputs were compared to the first contender's (root mean square over deviation) before a speed was told."
-    " Peak is what the process held at most, weights included."
+    "Outputs were compared to the first contender's (root mean square over deviation) before a speed was "
+    "told. Peak is what the process held at most, weights included."
 )
 _TITLES = {"step": "A guided step of the transformer", "decode": "Decoding a picture"}
 
