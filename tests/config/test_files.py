@@ -55,7 +55,7 @@ def test_an_explained_recipe_reads_back_to_the_same_run(text: str) -> None:
 
 def test_explaining_shows_the_value_and_what_the_field_means() -> None:
     text = explain(parse_run(AUTOENCODER))
-    assert "# Samples per step.\ntrain.batch_size = 4\n" in text
+    assert "# Samples per step, of all processes together.\ntrain.batch_size = 4\n" in text
     assert "# Rate after the warm-up, before the decay.\ntrain.learning_rate = 0.0003\n" in text
 
 
@@ -131,13 +131,13 @@ def test_a_model_section_states_its_differences_from_a_preset() -> None:
         ("train.steps.more=1", "unknown key train.steps.more: train.steps is a single value, 1000."),
         ("train.steps", "'train.steps' is no override. Write key=value, as in train.steps=100."),
         ("=3", "'=3' is no override. Write key=value, as in train.steps=100."),
-        ("train.dtype=fp16", "train.dtype='fp16': Input should be 'auto', 'bf16' or 'fp32'"),
+        ("train.dtype=fp8", "train.dtype='fp8': Input should be 'auto', 'bf16', 'fp16' or 'fp32'"),
         ("train.steps=0", "train.steps=0: Input should be greater than 0"),
         ("train.betas=[0.9, 1.0]", "train.betas=(0.9, 1.0): each is at least 0 and below 1."),
         ("loss.l1=0", "loss.l1, mse and perceptual are all 0: nothing would be learned. Use l1=1.0."),
         (
             "kind=image",
-            "the recipe has kind='image'. Use one of autoencoder, transformer, text, detector.",
+            "the recipe has kind='image'. Use one of autoencoder, transformer, text, detector, finetune.",
         ),
     ],
 )
