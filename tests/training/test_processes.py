@@ -243,7 +243,7 @@ def test_shares_are_all_rows_once() -> None:
 def test_a_batch_that_does_not_divide_is_refused() -> None:
     distributed.check_divisible(12, 3, 2)
     with pytest.raises(
-        ConfigError, match="batch_size=14 does not divide among 2 processes .* batch_size=12 or 18"
+        ConfigError, match="batch_size=14 does not divide among 2 processes .*batch_size=12 or 18"
     ):
         distributed.check_divisible(14, 3, 2)
 
