@@ -12,8 +12,8 @@ from lineardit.interop.native import check_files
 from lineardit.pipeline import Pipeline
 
 WEIGHTS = Path(str(files("lineardit"))) / "weights"
-OBJECTS = ("apple", "cat", "dog", "pizza", "rocket", "banana", "panda", "house")
-COLOURS = ("white", "sky blue", "green", "purple", "yellow", "black")
+OBJECTS = ("apple", "dog", "pizza", "rocket", "panda")
+COLOURS = ("white", "sky blue", "green", "purple")
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,9 @@ def test_all_that_ships_is_below_80_megabytes_and_whole() -> None:
 
 
 def test_the_background_is_the_colour_that_was_asked_for(pipe: Pipeline) -> None:
-    images = pipe([f"a star on a {colour} background" for colour in COLOURS], output_type="pt").images
+    images = pipe(
+        [f"a star on a {colour} background" for colour in COLOURS], output_type="pt", num_inference_steps=8
+    ).images
     # The median of all pixels is the background wherever objects cover less than half.
     found = images.flatten(2).median(-1).values
     truth = background_rows(8)[[BACKGROUND_NAMES.index(colour) for colour in COLOURS], :, 4]
@@ -39,7 +41,7 @@ def test_the_object_that_was_asked_for_is_in_the_picture(pipe: Pipeline) -> None
     images = pipe([f"a large {name} on a white background" for name in OBJECTS], output_type="pt").images
     found = [{each.name for each in picture.objects} for picture in SceneDetector.load().detect(images)]
     right = [name in names for name, names in zip(OBJECTS, found, strict=True)]
-    assert sum(right) >= len(OBJECTS) - 2, dict(zip(OBJECTS, found, strict=True))
+    assert sum(right) >= len(OBJECTS) - 1, dict(zip(OBJECTS, found, strict=True))
 
 
 def test_the_picture_of_the_readme_shows_both_objects_where_they_were_asked_for(pipe: Pipeline) -> None:

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from lineardit.autoencoder.model import Autoencoder
 from lineardit.config.models import TransformerConfig
-from lineardit.config.runs import LoopConfig, SampleConfig, TransformerRun
+from lineardit.config.runs import LoopConfig, SampleConfig, TimeConfig, TransformerRun
 from lineardit.config.scenes import SceneConfig
 from lineardit.data.emoji_atlas import Atlas
 from lineardit.data.emoji_scenes import EmojiScenes
@@ -38,6 +38,7 @@ from lineardit.training.generation import (
     train_transformer,
 )
 from lineardit.training.loop import step_generator
+from lineardit.training.shares import Share
 from lineardit.transformer.model import Transformer
 
 CPU = torch.device("cpu")
@@ -289,6 +290,31 @@ def test_naming_objects_adds_to_the_loss_and_leaves_no_trace_in_what_is_written(
     assert load_transformer(folder).state_dict().keys() == Transformer(run.model).state_dict().keys()
     found = load_newest(tmp_path / "run")
     assert found is not None and "head.weight" in found.tensors["model"]
+
+
+@pytest.mark.parametrize("layout_weight", [0.0, 0.5])
+def test_the_shares_of_a_batch_have_its_loss_as_their_mean(
+    run: TransformerRun, pool: Pool, layout_weight: float
+) -> None:
+    job = task(run.model_copy(update={"layout_weight": layout_weight}), pool)
+    whole = job.losses(5)
+    shares = [job.losses_of_share(5, Share(index, 2)) for index in range(2)]
+    for name, value in whole.items():
+        torch.testing.assert_close((shares[0][name] + shares[1][name]) / 2, value)
+
+
+def test_the_times_are_those_of_the_recipe(run: TransformerRun, pool: Pool) -> None:
+    late = run.model_copy(update={"times": TimeConfig(mean=20.0)})
+    job = task(late, pool)
+    seen: list[Tensor] = []
+
+    def network(x: Tensor, times: Tensor, *_: Tensor) -> Tensor:
+        seen.append(times)
+        return torch.zeros_like(x)
+
+    job._network = network  # type: ignore[assignment]
+    job.losses(5)
+    assert seen[0].min() > 0.999
 
 
 def task_like(job: GenerationTask, captions: CaptionPool) -> GenerationTask:

@@ -12,7 +12,7 @@ from lineardit.config.scenes import SceneConfig
 from lineardit.data.emoji_scenes import EmojiScenes
 from lineardit.data.scene import PlacedObject, Scene
 from lineardit.errors import MissingFontError
-from lineardit.training.layout import LayoutReader, layout_loss, token_objects
+from lineardit.training.layout import LayoutReader, layout_loss, objects_share, token_objects
 from lineardit.transformer.model import Transformer
 
 NAMES = ("cat", "dog", "sun")
@@ -71,10 +71,12 @@ def test_objects_and_background_weigh_the_same_however_few_their_tokens() -> Non
     logits = torch.randn(1, 8, 4, generator=torch.Generator().manual_seed(0))
     each = functional.cross_entropy(logits[0], classes[0], reduction="none")
     expected = (each[:7].mean() + each[7]) / 2
-    torch.testing.assert_close(layout_loss(logits, classes), expected)
-    torch.testing.assert_close(layout_loss(torch.zeros(1, 8, 4), classes), torch.tensor(math.log(4)))
+    torch.testing.assert_close(layout_loss(logits, classes, objects_share(classes)), expected)
+    torch.testing.assert_close(
+        layout_loss(torch.zeros(1, 8, 4), classes, objects_share(classes)), torch.tensor(math.log(4))
+    )
     nothing = torch.zeros_like(classes)
-    assert torch.isfinite(layout_loss(logits, nothing))
+    assert torch.isfinite(layout_loss(logits, nothing, objects_share(nothing)))
 
 
 def test_the_head_reads_after_three_quarters_of_the_blocks_and_leaves_the_velocity_alone(

@@ -36,7 +36,7 @@ RUN = TextRun(
     model=SceneTextConfig(vocabulary=700, width=32, depth=1, head_dim=16),
     scenes=SceneConfig(objects=12),
     train=LoopConfig(
-        steps=40, batch_size=64, seed=3, dtype="fp32", warmup_steps=5, learning_rate=5e-3, sample_every=1000
+        steps=30, batch_size=48, seed=3, dtype="fp32", warmup_steps=5, learning_rate=5e-3, sample_every=1000
     ),
     captions_per_scene=2,
 )
@@ -51,7 +51,7 @@ def scenes() -> EmojiScenes:
 def few_captions():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scene_text, "VOCABULARY_CAPTIONS", 300)
-        patch.setattr(scene_text, "MEASURED_SCENES", 20)
+        patch.setattr(scene_text, "MEASURED_SCENES", 8)
         yield
 
 
@@ -161,7 +161,7 @@ def test_a_batch_is_a_function_of_the_step(scenes: EmojiScenes, reader: Reader) 
     captions, drawn = task.batch(3)
     torch.manual_seed(99)
     assert again.batch(3) == (captions, drawn)
-    assert drawn == [scenes.scene(index) for index in range(96, 128) for _ in range(2)]
+    assert drawn == [scenes.scene(index) for index in range(72, 96) for _ in range(2)]
     assert task.batch(4)[0] != captions
 
 
@@ -173,7 +173,9 @@ def test_reading_in_chunks_of_one_length_changes_no_loss(scenes: EmojiScenes, re
     at_once = reading_losses(reader.read(captions, truth.queries), truth)
     for name, value in at_once.items():
         torch.testing.assert_close(in_four[name], value, atol=1e-5, rtol=0)
-    assert in_four["loss"] == sum(value for name, value in in_four.items() if name != "loss")
+    torch.testing.assert_close(
+        in_four["loss"], sum(value for name, value in in_four.items() if name != "loss")
+    )
 
 
 def test_a_fresh_head_attends_to_the_word_that_is_asked_for(scenes: EmojiScenes) -> None:
@@ -253,7 +255,7 @@ def test_the_anchor_measures_how_far_vectors_have_moved(known: Path, scenes: Emo
     task = SceneTextTask(run, scenes, build_reader(run, scenes))
     still = task.losses(0)
     assert float(still["anchor"].detach()) == 0
-    assert still["loss"] == sum(value for name, value in still.items() if name != "loss")
+    torch.testing.assert_close(still["loss"], sum(value for name, value in still.items() if name != "loss"))
     encoder = task.model.get_submodule("encoder")
     with torch.no_grad():
         encoder.get_parameter("norm.weight").mul_(1.5)

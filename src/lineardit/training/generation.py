@@ -14,10 +14,10 @@ from lineardit.data.cache import ShardCache
 from lineardit.data.emoji_scenes import EmojiScenes
 from lineardit.data.scene import Scene
 from lineardit.diffusion.guidance import guided, prompt_dropout
-from lineardit.diffusion.objective import FlowMatching
+from lineardit.diffusion.objective import draw_noise, flow_matching
 from lineardit.diffusion.randomness import seeded_noise
 from lineardit.diffusion.samplers import euler
-from lineardit.diffusion.times import LogitNormal, flow_times
+from lineardit.diffusion.times import flow_times, shift_times
 from lineardit.errors import ConfigError
 from lineardit.interop.native import (
     Component,
@@ -31,8 +31,9 @@ from lineardit.interop.text import load_text_encoder, text_component, text_finge
 from lineardit.kernels.select import autocast
 from lineardit.text.embedding import TextEmbedding
 from lineardit.text.offline import OfflineEncoder
-from lineardit.training.layout import LayoutReader, layout_loss, token_objects
+from lineardit.training.layout import LayoutReader, layout_loss, objects_share, token_objects
 from lineardit.training.loop import step_generator, train
+from lineardit.training.shares import Share
 from lineardit.transformer.model import Transformer
 
 SHARD = 1024
@@ -81,16 +82,23 @@ class GenerationTask:
         pairs = torch.tensor([number for number, scene in enumerate(drawn) if scene.kind == "pair"])
         self._shown = torch.cat([torch.arange(len(latents)), pairs.repeat(run.pair_repeats - 1)]).long()
         self._network = torch.compile(self.model) if run.train.compile else self.model
-        times = run.times
-        self._objective = FlowMatching(LogitNormal(times.mean, times.std), times.shift)
+        tokens = latents.shape[-2] * latents.shape[-1] // run.model.patch_size**2
+        self._objective = flow_matching(run.times, tokens)
         self._empty = text_encoder.encode([""]).embeddings[0].cpu()
 
     def losses(self, step: int) -> Mapping[str, Tensor]:
         """The flow-matching loss of one batch, and what naming the objects of its tokens adds to it."""
+        return self.losses_of_share(step, Share())
+
+    def losses_of_share(self, step: int, share: Share) -> Mapping[str, Tensor]:
+        """The same of some rows of a step's batch."""
         generator = step_generator(self.run.train.seed, step)
         chosen, text = self.batch(step, generator)
-        device = next(self.model.parameters()).device
-        embeddings, mask = text.embeddings.to(device), text.mask.to(device)
+        objective = self._objective
+        times = shift_times(objective.time_distribution.draw(len(chosen), generator), objective.shift)
+        noise = draw_noise(self.latents[chosen].float(), generator)
+        rows, device = share.rows(len(chosen)), next(self.model.parameters()).device
+        embeddings, mask = (each[rows].to(device) for each in text)
         read: list[Tensor] = []
 
         def velocity(x: Tensor, times: Tensor) -> Tensor:
@@ -101,11 +109,13 @@ class GenerationTask:
             predicted: Tensor = out
             return predicted
 
-        latents = self.latents[chosen].float().to(device)
-        loss = self._objective.loss(velocity, latents, generator).mean()
+        latents = self.latents[chosen[rows]].float().to(device)
+        losses = objective.loss_at(velocity, latents, noise[rows].to(device), times[rows].to(device))
+        loss = losses.mean()
         if not read:
             return {"loss": loss}
-        layout = layout_loss(read[0], self._objects[chosen].to(device))
+        classes = self._objects[chosen].to(device)
+        layout = layout_loss(read[0], classes[rows], objects_share(classes))
         return {"loss": loss + self.run.layout_weight * layout, "velocity": loss, "layout": layout}
 
     def batch(self, step: int, generator: torch.Generator) -> tuple[Int[Tensor, " b"], TextEmbedding]:

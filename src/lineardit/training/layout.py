@@ -70,12 +70,17 @@ def token_objects(
     return classes.flatten(1)
 
 
-def layout_loss(logits: Float[Tensor, "b n classes"], classes: Integer[Tensor, "b n"]) -> Float[Tensor, ""]:
-    """Mean cross-entropy; tokens of objects weigh together as much as those of the background."""
+def objects_share(classes: Integer[Tensor, "b n"]) -> Float[Tensor, ""]:
+    """The share of a batch's tokens that show an object."""
+    return (classes != NOTHING).float().mean().clamp(0.01, 0.99)
+
+
+def layout_loss(
+    logits: Float[Tensor, "b n classes"], classes: Integer[Tensor, "b n"], share: Float[Tensor, ""]
+) -> Float[Tensor, ""]:
+    """Mean cross-entropy; in a batch with this `share` of objects they weigh as much as the background."""
     losses = functional.cross_entropy(
         logits.float().flatten(0, 1), classes.long().flatten(), reduction="none"
     )
-    there = classes.flatten() != NOTHING
-    share = there.float().mean().clamp(0.01, 0.99)
-    weights = torch.where(there, 0.5 / share, 0.5 / (1 - share))
+    weights = torch.where(classes.flatten() != NOTHING, 0.5 / share, 0.5 / (1 - share))
     return (weights * losses).mean()
