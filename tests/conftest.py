@@ -1,6 +1,7 @@
 """What holds in every test: one thread, no network, shapes and types of the package checked."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,10 +31,12 @@ torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Take back what a command that chose its threads left behind: tests run beside each other."""
+def process_as_it_was() -> Iterator[None]:
+    """Take back what a command chose for its process, threads and passes: the next test shares it."""
     yield
     torch.set_num_threads(1)
+    if native := sys.modules.get("lineardit.kernels.native"):
+        native.use("torch")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
