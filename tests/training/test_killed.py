@@ -51,14 +51,28 @@ class Dropped:
         return {"epoch": step // 3, "data": self.data}
 
 
-def child(folder: Path) -> int:
-    """A process that trains on."""
+class Waiting(Dropped):
+    """The same, which stands still at a step, so that it never ends before it is killed."""
+
+    def __init__(self, last: int, note: Path) -> None:
+        super().__init__()
+        self.last, self.note = last, note
+
+    def losses(self, step: int) -> Mapping[str, Tensor]:
+        while step >= self.last:
+            self.note.touch()
+            time.sleep(0.1)
+        return super().losses(step)
+
+
+def child(folder: Path, last: int, note: Path) -> int:
+    """A process that trains on, as far as step `last`, where it leaves a note."""
     process = os.fork()
     if process == 0:
         with open(os.devnull, "w") as nothing:
             os.dup2(nothing.fileno(), 2)
         try:
-            train(Dropped(), LOOP, folder, resume=True)
+            train(Waiting(last, note), LOOP, folder, resume=True)
         finally:
             os._exit(0)
     return process
@@ -74,12 +88,13 @@ def test_a_killed_run_is_bit_for_bit_the_uninterrupted_one(tmp_path: Path) -> No
     place = tmp_path / "parts"
     for while_writing in (False, True, True):
         before = max(steps_there(place), default=0)
-        process = child(place)
+        note = tmp_path / f"waiting-{before}"
+        process = child(place, before + 6, note)
         # One checkpoint further at least, so that killing comes to an end.
         while max(steps_there(place), default=0) < before + 2:
             assert os.waitpid(process, os.WNOHANG) == (0, 0), "the run ended by itself"
             time.sleep(0.001)
-        while while_writing and not any(place.glob(".unfinished-*")):
+        while while_writing and not any(place.glob(".unfinished-*")) and not note.exists():
             pass
         time.sleep(chance.uniform(0, 0.003))
         os.kill(process, signal.SIGKILL)

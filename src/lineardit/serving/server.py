@@ -141,11 +141,17 @@ class _Server(uvicorn.Server):
             closing.cancel()
 
     async def _close_idle(self) -> None:
-        """Close idle connections again and again: one that was just being accepted is not there at first."""
+        """Close idle connections again and again: one that was just being accepted is not there at first.
+
+        After a second signal cut all of them: from Python 3.12 on a closed server waits for its connections.
+        """
         while True:
             await asyncio.sleep(0.2)
             for connection in list(self.server_state.connections):
-                connection.shutdown()
+                if self.force_exit and connection.transport is not None:
+                    connection.transport.abort()
+                else:
+                    connection.shutdown()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
