@@ -46,7 +46,9 @@ def draw(order: dict[str, object], payload: bytes, cancelled: set[tuple[int, int
             return
         time.sleep(pause)
         looking = [row for row in rows if order["previews"][row]]
-        say({"type": "step", "step": step, "rows": looking, **about}, bytes([step % 256, 0, 0]) * len(looking))
+        say(
+            {"type": "step", "step": step, "rows": looking, **about}, bytes([step % 256, 0, 0]) * len(looking)
+        )
         for row, job in enumerate(jobs):
             size = {"width": job["width"], "height": job["height"]}
             pixels = bytes([job["seed"] % 256, len(jobs), os.getpid() % 256]) * (job["width"] * job["height"])
