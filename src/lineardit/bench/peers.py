@@ -209,7 +209,7 @@ def _decoding(own: Contender, dtype: torch.dtype) -> Callable[[int], Callable[[]
 
         return their_decode
     state = from_diffusers_autoencoder(config, theirs.state_dict())
-    ours = _ours(Autoencoder, config, state)
+    ours = _ours(Autoencoder, config, state).to(dtype)  # shift and scale too
     del theirs
 
     def our_decode(size: int) -> Callable[[], Tensor]:
