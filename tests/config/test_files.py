@@ -1,5 +1,6 @@
 """Recipes: what is read, what overrides change, and how mistakes are answered."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -62,11 +63,7 @@ def test_explaining_shows_the_value_and_what_the_field_means() -> None:
 @pytest.mark.parametrize("text", [AUTOENCODER, TRANSFORMER, TEXT])
 def test_every_field_of_a_run_is_explained(text: str) -> None:
     lines = explain(parse_run(text)).splitlines()
-    bare = [
-        line
-        for before, line in zip(["", *lines], lines, strict=False)
-        if line[0] != "#" and before[:1] != "#"
-    ]
+    bare = [line for before, line in pairwise(["", *lines]) if line[0] != "#" and before[:1] != "#"]
     assert not [line for line in bare if not line.startswith(("model.", "scenes."))]
 
 

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from lineardit.cli.options import AutoencoderPlace, TextEncoderPlace
+
 if TYPE_CHECKING:
     from lineardit.interop.export import Written
 
@@ -19,13 +21,8 @@ def convert(
         Literal["native", "diffusers", "official"],
         typer.Option("--format", help="What to write: our own folder, that of diffusers, or official names."),
     ] = "native",
-    autoencoder: Annotated[
-        str | None,
-        typer.Option(help="Place of the autoencoder, where the model has none or another is wanted."),
-    ] = None,
-    text_encoder: Annotated[
-        str | None, typer.Option(help="Place of the text encoder, likewise; a folder of Gemma-2 will do.")
-    ] = None,
+    autoencoder: AutoencoderPlace = None,
+    text_encoder: TextEncoderPlace = None,
     dtype: Annotated[
         str | None, typer.Option(help="fp32, bf16 or fp16; as it is stored unless given.", show_default=False)
     ] = None,

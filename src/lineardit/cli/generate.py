@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lineardit.cli.options import AutoencoderPlace, TextEncoderPlace
 from lineardit.cli.sizes import bytes_of
 from lineardit.errors import InputError, OutputError
 
@@ -30,13 +31,8 @@ def generate(
             show_default=False,
         ),
     ] = None,
-    autoencoder: Annotated[
-        str | None,
-        typer.Option(help="Place of the autoencoder, where the model has none or another is wanted."),
-    ] = None,
-    text_encoder: Annotated[
-        str | None, typer.Option(help="Place of the text encoder, likewise; a folder of Gemma-2 will do.")
-    ] = None,
+    autoencoder: AutoencoderPlace = None,
+    text_encoder: TextEncoderPlace = None,
     output: Annotated[
         Path, typer.Option("-o", "--output", help="A .png file for one picture, or a folder for any number.")
     ] = Path("."),

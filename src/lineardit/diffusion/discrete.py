@@ -5,6 +5,7 @@ noise is, whatever the dtype of the model: its output is converted once a call.
 """
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import torch
 from jaxtyping import Int
@@ -44,7 +45,7 @@ def ddim(
 ) -> Iterator[State]:
     """x' = alpha' x0 + sigma' noise with the x0 and the noise that the model sees (arXiv:2010.02502)."""
     x, stops, levels = widened(noise), *_levels(times, prediction)
-    for k, (time, after) in enumerate(zip(stops, stops[1:], strict=False)):
+    for k, (time, after) in enumerate(pairwise(stops)):
         at, predicted = _evaluate(model, x, time)
         x0 = prediction.x0(predicted, x, at)
         x = levels[k + 1].alpha * x0 + levels[k + 1].sigma * prediction.noise(predicted, x, at)
@@ -66,7 +67,7 @@ def ancestral(
     `fresh(step, x)` gives the noise of that step, counted from 1; the last one needs none.
     """
     x, stops, levels = widened(noise), *_levels(times, prediction)
-    for k, (time, after) in enumerate(zip(stops, stops[1:], strict=False)):
+    for k, (time, after) in enumerate(pairwise(stops)):
         at, predicted = _evaluate(model, x, time)
         x0 = prediction.x0(predicted, x, at)
         image_share, state_share, deviation = _posterior(levels[k], levels[k + 1])
@@ -97,7 +98,7 @@ def _evaluate(model: Velocity, x: Tensor, time: int) -> tuple[Tensor, Tensor]:
 def _levels(times: Tensor, prediction: Prediction) -> tuple[list[int], list[Level]]:
     """The times as Python numbers, and alpha and sigma there in float64."""
     path, stops = prediction.path, times.tolist()
-    steps = list(zip(stops, stops[1:], strict=False))
+    steps = list(pairwise(stops))
     if not isinstance(path, DDPMPath):
         raise InputError(f"a discrete sampler follows a DDPMPath, not a {type(path).__name__}.")
     if not steps or stops[0] >= path.steps or stops[-1] < -1 or any(after >= time for time, after in steps):

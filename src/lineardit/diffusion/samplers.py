@@ -7,6 +7,7 @@ Nothing here disables gradients; the caller does.
 
 import difflib
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 from jaxtyping import Float
 from torch import Tensor
@@ -78,7 +79,7 @@ def falling(times: Float[Tensor, "stops"]) -> list[tuple[float, float]]:
     Raises: InputError unless the times fall within [0, 1].
     """
     stops = times.tolist()
-    steps = list(zip(stops, stops[1:], strict=False))
+    steps = list(pairwise(stops))
     if not steps or stops[0] > 1 or stops[-1] < 0 or any(after >= time for time, after in steps):
         raise InputError(f"times={stops} do not fall from 1 or less to 0. Use flow_times(steps, shift).")
     return steps

@@ -125,7 +125,7 @@ class Inception(nn.Module):
                 f"{path} is not the Inception of FID: {wrong[0]} and {len(wrong) - 1} others are missing, "
                 f"unknown or of another shape. Give {PUBLISHED}."
             )
-        network.load_state_dict({name: tensors[name] for name in needed}, strict=False)
+        network.load_state_dict(own | {name: tensors[name] for name in needed})
         return network
 
     @torch.no_grad()
