@@ -293,10 +293,10 @@ def test_within_a_bound_of_memory_the_picture_is_the_same(
 ) -> None:
     pipe = Pipeline.from_pretrained(tiny_model, device="cpu")
     whole = pipe(CAT, height=48, width=32, output_type="pt").images
-    monkeypatch.setattr("lineardit.pipeline.resident_bytes", lambda: 1000)
+    monkeypatch.setattr("lineardit.pipeline.memory.resident_bytes", lambda: 1000)
     pipe.limit_memory(2_000_000)
     with monkeypatch.context() as patched:
-        patched.setattr("lineardit.pipeline.decoder_rows", lambda *_: 1)
+        patched.setattr("lineardit.pipeline.memory.decoder_rows", lambda *_: 1)
         banded = pipe(CAT, height=48, width=32, output_type="pt").images
     torch.testing.assert_close(banded, whole, rtol=0, atol=1e-5)
     with pytest.raises(
@@ -306,4 +306,4 @@ def test_within_a_bound_of_memory_the_picture_is_the_same(
     with pytest.raises(InputError, match=r"memory=0.00 GB is less than the 0.00 GB that are held already"):
         pipe.limit_memory(1000)
     pipe.limit_memory(None)
-    assert pipe._rows(48, 32) is None
+    pipe.plan(CAT, height=2048, width=2048)

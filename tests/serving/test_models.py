@@ -7,7 +7,6 @@ import pytest
 from lineardit.config.steps import steps_drawn
 from lineardit.errors import InputError
 from lineardit.serving.device import model_names
-from lineardit.serving.schema import STRENGTH
 
 
 def test_a_model_is_called_by_the_last_part_of_its_place() -> None:
@@ -32,8 +31,5 @@ def test_a_folder_of_the_bundled_models_name_is_that_folder(
     assert model_names(("emoji",)) == {"emoji": "emoji"}
 
 
-def test_the_server_and_the_pipeline_mean_the_same_by_nothing() -> None:
-    from lineardit.pipeline import STRENGTH as usual
-
-    assert usual == STRENGTH
+def test_a_strength_draws_its_share_of_the_steps_and_one_at_least() -> None:
     assert [steps_drawn(100, strength) for strength in (None, 0.29, 0.001, 1.0)] == [100, 29, 1, 100]

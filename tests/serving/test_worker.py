@@ -11,9 +11,8 @@ from PIL import Image
 
 from lineardit.data.pictures import to_picture
 from lineardit.pipeline import Pipeline, Settings
-from lineardit.serving.device import BUNDLED, WORKER, Facts
+from lineardit.serving.device import WORKER, Facts
 from lineardit.serving.frames import Frame, pack, read_frame
-from lineardit.serving.worker import _stacked
 
 CAT = "a red apple left of a cat"
 
@@ -88,9 +87,6 @@ def test_it_says_what_the_model_takes(worker: Speaker, pipe: Pipeline) -> None:
     assert set(message) == set(Facts._fields)
     assert message["unit"] == 8 and message["size"] == 24 and message["name"] == "tiny"
     assert message["batch"] == 1  # on a CPU each picture is drawn alone
-    from lineardit.pipeline import BUNDLED as named
-
-    assert named == BUNDLED
 
 
 def test_a_picture_is_that_of_the_pipeline_to_the_bit(worker: Speaker, pipe: Pipeline) -> None:
@@ -121,7 +117,7 @@ def test_pictures_denoised_together_are_those_made_alone(worker: Speaker, pipe: 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_embeddings_of_single_jobs_are_those_of_the_batch(pipe: Pipeline, scale: float) -> None:
     jobs = [Settings(**job(prompt=prompt, guidance_scale=scale)) for prompt in (CAT, "two dogs")]
-    together, stacked = pipe.embed(jobs), _stacked([pipe.embed([each]) for each in jobs])
+    together, stacked = pipe.embed(jobs), pipe.joined([pipe.embed([each]) for each in jobs])
     assert torch.equal(stacked.mask, together.mask)
     kept = together.mask.bool()
     torch.testing.assert_close(stacked.embeddings[kept], together.embeddings[kept])

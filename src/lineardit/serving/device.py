@@ -11,12 +11,11 @@ from typing import Any, NamedTuple, TypeVar
 import lineardit.errors as errors
 from lineardit.config.serving import ServingConfig
 from lineardit.errors import InputError, LineardiTError
+from lineardit.interop.bundled import BUNDLED
 from lineardit.serving.frames import Frame, FrameError, pack, receive_frame
 from lineardit.serving.ticket import Finished, Note, Partial, Picture, Pixels, Progress
 
 WORKER = (sys.executable, "-m", "lineardit.serving.worker")
-BUNDLED = "emoji"
-"""What the bundled model is called; `lineardit.pipeline` has the same name, but imports torch."""
 
 _BUFFER = 1 << 22
 

@@ -8,14 +8,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from lineardit.config.serving import Limits
-from lineardit.config.steps import steps_drawn
+from lineardit.config.steps import STRENGTH, steps_drawn
 from lineardit.serving.device import Facts
 from lineardit.serving.failures import invalid
 from lineardit.serving.ticket import Picture, Ticket
 
 LARGEST_SEED = 2**63 - 1
-STRENGTH = 0.6
-"""How much of a picture to start from is drawn anew where nothing is said; as in `lineardit.pipeline`."""
 DRAWN_SEEDS = 2**32
 """Seeds that the server draws stay below, so that every program can hold them."""
 

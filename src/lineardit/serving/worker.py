@@ -32,13 +32,11 @@ from PIL import Image
 from torch import Tensor
 
 from lineardit.data.pictures import to_picture
-from lineardit.diffusion.samplers import SAMPLERS
 from lineardit.diffusion.states import State
 from lineardit.errors import LineardiTError, NotFiniteError
-from lineardit.pipeline import CONSISTENCY, Pipeline, Settings
+from lineardit.pipeline import Pipeline, Settings
 from lineardit.serving.frames import Frame, FrameError, pack, read_frame
 from lineardit.serving.preview import Colours
-from lineardit.text.embedding import TextEmbedding
 
 _log = logging.getLogger(__name__)
 
@@ -103,8 +101,7 @@ class Worker:
             "num_inference_steps": pipe.sampling.num_inference_steps,
             "guidance_scale": pipe.sampling.guidance_scale,
             "sampler": pipe.sampling.sampler,
-            # A model of few steps knows no other sampler than its own.
-            "samplers": [CONSISTENCY] if pipe.sampling.sampler == CONSISTENCY else list(SAMPLERS),
+            "samplers": list(pipe.samplers),
         }
 
     def serve(self) -> None:
@@ -164,7 +161,7 @@ class Worker:
                     number = partials[row].index(state.step)
                     self._picture(pipe, "partial", batch, row, state.denoised, number=number)
 
-    def _embed(self, pipe: Pipeline, batch: int, jobs: Sequence[Settings]) -> TextEmbedding:
+    def _embed(self, pipe: Pipeline, batch: int, jobs: Sequence[Settings]) -> Any:
         """Each prompt read alone, so that its embedding is the same in any batch, then padded together."""
         found = []
         for row, job in enumerate(jobs):
@@ -173,7 +170,7 @@ class Worker:
             for text in warnings:
                 note = {"type": "note", "batch": batch, "row": row, "text": text[:_LONGEST_NOTE]}
                 self.say(note)
-        return _stacked(found)
+        return pipe.joined(found)
 
     def _step(self, batch: int, state: State, looking: Sequence[int], paint: Colours) -> None:
         height, width = state.denoised.shape[-2:]
@@ -220,19 +217,6 @@ def _pictures(payload: bytes, jobs: Sequence[Settings]) -> list[Image.Image]:
     each = len(payload) // len(jobs)
     parts = [payload[each * row : each * (row + 1)] for row in range(len(jobs))]
     return [Image.frombytes("RGB", size, part) for size, part in zip(sizes, parts, strict=True)]
-
-
-def _stacked(found: Sequence[TextEmbedding]) -> TextEmbedding:
-    """Embeddings of single jobs as those of a batch: all that lead away first, then all prompts."""
-    longest = max(text.mask.shape[1] for text in found)
-    pad = torch.nn.functional.pad
-    embeddings = [pad(text.embeddings, (0, 0, 0, longest - text.mask.shape[1])) for text in found]
-    masks = [pad(text.mask, (0, longest - text.mask.shape[1])) for text in found]
-    parts = range(len(found[0].mask))  # the negative and the prompt, or the prompt alone
-    return TextEmbedding(
-        torch.stack([text[part] for part in parts for text in embeddings]),
-        torch.stack([text[part] for part in parts for text in masks]),
-    )
 
 
 @contextmanager

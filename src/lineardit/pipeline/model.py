@@ -1,0 +1,201 @@
+"""The networks that draw together: loaded, extended by LoRAs and a ControlNet, saved."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from lineardit.autoencoder.model import Autoencoder
+from lineardit.errors import CheckpointError
+from lineardit.interop.bundled import BUNDLED, bundled_folder
+from lineardit.interop.export import Format, export, live_place
+from lineardit.interop.lora import (
+    add_lora,
+    loras,
+    merge_loras,
+    read_lora,
+    unload_loras,
+    weigh_loras,
+)
+from lineardit.interop.places import (
+    assemble_autoencoder,
+    assemble_controlnet,
+    assemble_text_encoder,
+    assemble_transformer,
+    check_control,
+    open_place,
+    with_parts,
+)
+from lineardit.kernels.select import DTYPES, inspect_machine, select
+from lineardit.nn.finite import check_parameters, finite_outputs
+from lineardit.pipeline.sampling import Sampling, sampling_of
+from lineardit.text.embedding import TextEncoder
+from lineardit.transformer.controlnet import ControlNet
+from lineardit.transformer.model import Transformer
+
+M = TypeVar("M", bound="Model")
+
+
+class Model:
+    """A transformer, an autoencoder and a text encoder that belong together."""
+
+    def __init__(
+        self,
+        transformer: Transformer,
+        autoencoder: Autoencoder,
+        text_encoder: TextEncoder,
+        sampling: Sampling,
+        *,
+        name: str,
+        controlnet: ControlNet | None = None,
+    ) -> None:
+        self.transformer, self.autoencoder, self.text_encoder = transformer, autoencoder, text_encoder
+        self.controlnet = controlnet
+        self.sampling, self.name = sampling, name
+        self._lora_places: dict[str, str] = {}
+        self._control_place: str | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls: type[M],
+        place: str | Path | None = None,
+        *,
+        autoencoder: str | Path | None = None,
+        text_encoder: str | Path | None = None,
+        device: str = "auto",
+        dtype: str = "fp32",
+        variant: str | None = None,
+    ) -> M:
+        """Load the bundled model, or that of a place: a folder (ours or of diffusers), a file or a hub id.
+
+        An official file is a transformer only: `autoencoder` and `text_encoder` are the places of the rest.
+        `dtype` is fp32, bf16 or fp16, or "auto" for what is fastest here. A text encoder of ours stays in
+        float32, a published one in the dtype that it is stored in. `variant` (fp16, bf16) chooses among the
+        weights of a diffusers folder.
+
+        Raises:
+            CheckpointError: there is no model, it is damaged, or parts of it are missing.
+            InputError: the device or the dtype is not here, or fp16 cannot hold a weight.
+        """
+        chosen = select(inspect_machine(), device, dtype)
+        opened = open_place(bundled_folder() if place is None else place, variant=variant)
+        if autoencoder is not None or text_encoder is not None:
+            opened = with_parts(opened, autoencoder, text_encoder, variant=variant)
+        if opened.missing:
+            raise CheckpointError(
+                f"{opened.path} holds no {', no '.join(opened.missing)}: a pipeline needs all three. "
+                "Give the folder of a whole model, or the places of the rest: --autoencoder, --text-encoder."
+            )
+        target, name = chosen.torch_device, chosen.dtype.name
+        return cls(
+            assemble_transformer(opened, name, target),
+            assemble_autoencoder(opened, name, target),
+            assemble_text_encoder(opened, target),
+            sampling_of(opened),
+            name=BUNDLED if place is None else str(place),
+            controlnet=assemble_controlnet(opened, name, target) if "controlnet" in opened.networks else None,
+        )
+
+    def save_pretrained(
+        self, folder: str | Path, *, format: Format = "native", dtype: str | None = None, force: bool = False
+    ) -> None:
+        """Write the model to a folder that `from_pretrained` reads; "diffusers" is read by diffusers too.
+
+        Weights are stored in the dtype that they have, or as fp32, bf16 or fp16.
+
+        Raises:
+            OutputError: the folder exists and `force` is not given, or cannot be written.
+            ConfigError: the model cannot be told in that format.
+        """
+        place = live_place(
+            self.name,
+            self.transformer,
+            self.autoencoder,
+            self.text_encoder,
+            asdict(self.sampling),
+            self.controlnet,
+        )
+        export(place, Path(folder), format, dtype=dtype, force=force)
+
+    def load_controlnet(self, place: str | Path, *, variant: str | None = None) -> None:
+        """Take the ControlNet of a place, so that pictures can be drawn along a `control_image`.
+
+        Raises:
+            CheckpointError: there is none, it is damaged, or for another transformer.
+        """
+        opened = open_place(place, variant=variant)
+        check_control(opened, self.transformer.config)
+        dtype = next(name for name, each in DTYPES.items() if each == self.dtype)
+        self.controlnet = assemble_controlnet(opened, dtype, self.device)
+        self._control_place = str(place)
+
+    def load_lora(self, place: str | Path, weight: float = 1.0, *, name: str | None = None) -> str:
+        """Add a LoRA of peft or diffusers to the transformer, and return what it is called there.
+
+        Several add up. They lie beside the layers, which are what they were once they are unloaded.
+
+        Raises:
+            CheckpointError: there is no LoRA, it is damaged, or for another model; nothing is added then.
+            InputError: the weight is no finite number, or the name is taken.
+        """
+        taken = loras(self.transformer)
+        if name is None:
+            name = next(free for number in range(len(taken) + 1) if (free := f"lora{number}") not in taken)
+        add_lora(self.transformer, read_lora(place), name, weight)
+        self._lora_places[name] = str(place)
+        return name
+
+    def weigh_loras(self, **weights: float) -> None:
+        """Give LoRAs new weights by their names; the others keep theirs.
+
+        Raises:
+            InputError: one is not loaded, or a weight is no finite number.
+        """
+        weigh_loras(self.transformer, weights)
+
+    def merge_loras(self) -> None:
+        """Add all LoRAs with their weights to the layers for good: faster, and ready to be saved."""
+        self.name = self.description
+        merge_loras(self.transformer)
+
+    def unload_loras(self, *names: str) -> None:
+        """Take LoRAs away, all of them if none is named. Raises `InputError` where one is not loaded."""
+        unload_loras(self.transformer, *names)
+
+    @property
+    def description(self) -> str:
+        """The model with its LoRAs and their weights, as pictures keep it."""
+        held = loras(self.transformer).items()
+        return self.name + "".join(
+            f" + {self._lora_places.get(name, name)} x {weight:g}" for name, weight in held
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return self.transformer.patchify.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which dtype they compute."""
+        return self.transformer.patchify.weight.dtype
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Inside, the first layer whose output is not finite raises `NotFiniteError` and is named; slower."""
+        parts = {
+            "text_encoder": getattr(self.text_encoder, "model", self.text_encoder),
+            "controlnet": self.controlnet,
+            "transformer": self.transformer,
+            "autoencoder": self.autoencoder,
+        }
+        with ExitStack() as stack:
+            for name, part in parts.items():
+                if isinstance(part, nn.Module):
+                    check_parameters(part, name)
+                    stack.enter_context(finite_outputs(part, name))
+            yield

@@ -1,0 +1,92 @@
+"""How a network is run: what it is shown beside latents and times, with and without the prompt."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from lineardit.diffusion.paths import Times, Velocity
+from lineardit.pipeline.settings import Settings
+from lineardit.text.embedding import TextEmbedding
+from lineardit.transformer.controlnet import ControlNet
+from lineardit.transformer.generation import PromptReading, StepCache
+from lineardit.transformer.model import Transformer
+
+Conditions = TypeVar("Conditions", contravariant=True)
+
+
+class Branches(NamedTuple):
+    """A network that was told what to draw, for the steps of one generation."""
+
+    prompted: Velocity
+    """Over the b samples of the batch."""
+    pair: Velocity | None
+    """Over 2b samples, the first b without the prompt; None where nothing is guided."""
+
+
+@runtime_checkable
+class Network(Protocol[Conditions]):
+    """What the pipeline has to know of a network."""
+
+    def is_guided(self, jobs: Sequence[Settings]) -> bool:
+        """Whether guidance needs the network a second time, without the prompt."""
+        ...
+
+    def branches(self, jobs: Sequence[Settings], conditions: Conditions, control: Tensor | None) -> Branches:
+        """What runs in each step; the conditions are those of the jobs, `control` a ControlNet's picture."""
+        ...
+
+
+@dataclass(frozen=True)
+class SanaNetwork:
+    """The SANA transformer, with a ControlNet where there is one."""
+
+    transformer: Transformer
+    controlnet: ControlNet | None
+    seen: Callable[[Times], Times]
+    """Times as the network was shown them in training."""
+
+    def is_guided(self, jobs: Sequence[Settings]) -> bool:
+        """Where a scale is not 1, unless the scale is an input of the network."""
+        embedded = self.transformer.config.guidance_embedding
+        return not embedded and any(job.guidance_scale != 1 for job in jobs)
+
+    def branches(
+        self, jobs: Sequence[Settings], conditions: TextEmbedding, control: Tensor | None
+    ) -> Branches:
+        """Both read the prompts once for all steps, and each has its own cache."""
+        read = self.transformer.read(conditions.embeddings, conditions.mask)
+        if not self.is_guided(jobs):
+            return Branches(self._velocity(jobs, conditions, read, control), None)
+        wanted, twice = len(jobs), 2 * len(jobs)  # the negative prompts come first
+        only = TextEmbedding(conditions.embeddings[wanted:], conditions.mask[wanted:])
+        return Branches(
+            self._velocity(jobs, only, read.rows(wanted, twice), control),
+            self._velocity(jobs, conditions, read, control),
+        )
+
+    def _velocity(
+        self, jobs: Sequence[Settings], text: TextEmbedding, read: PromptReading, control: Tensor | None
+    ) -> Velocity:
+        weight = self.transformer.patchify.weight
+        # A distilled model takes the guidance scale as an input.
+        guidance = (
+            torch.tensor([job.guidance_scale for job in jobs], device=weight.device)
+            if self.transformer.config.guidance_embedding
+            else None
+        )
+        cache = StepCache(jobs[0].step_cache)
+
+        def velocity(latents: Tensor, times: Tensor) -> Tensor:
+            shown = latents.to(weight.dtype), self.seen(times).float()
+            residuals: Sequence[Tensor] = ()
+            if control is not None and self.controlnet is not None:
+                both = control.repeat(len(latents) // len(control), 1, 1, 1).to(weight.dtype)
+                scale = jobs[0].controlnet_conditioning_scale or 0.0
+                residuals = self.controlnet(*shown, text.embeddings, both, text.mask, scale)
+            out: Tensor = self.transformer(*shown, read, None, guidance, residuals, cache)
+            return out
+
+        return velocity
