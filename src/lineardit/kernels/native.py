@@ -34,7 +34,7 @@ OPTIONS = (
     *("-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"),
 )
 SOURCE = Path(__file__).with_name("passes.cpp")
-VERSION = 1
+VERSION = 2
 SECONDS_TO_COMPILE = 300
 _SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 

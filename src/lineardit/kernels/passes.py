@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lineardit.kernels import native
+from lineardit.kernels.int8 import int8_linear, quantized_rows
 from lineardit.kernels.linear_attention import linear_attention
 
 
@@ -169,6 +170,8 @@ def disagreement() -> float:
     x, y, table = draw(2, 5, 37), draw(2, 5, 37), draw(2, 6, 37)
     gate, shift, scale = table[:, :1], table[:, 1:2], table[:, 2:3]
     heads = draw(2, 3, 70, 20)
+    whole = torch.arange(-127.0, 128.0).reshape(5, 51)
+    whole[:, 0] = 127.0
     work: list[Callable[[], Tensor]] = [
         lambda: steered(x, shift, scale, 1e-6),
         lambda: added(x, y, gate),
@@ -177,6 +180,8 @@ def disagreement() -> float:
         lambda: depthwise_gated(draw(1, 3, 5, 38), draw(38, 1, 3, 3), draw(38)),
         lambda: interleaved(draw(1, 4, 6, 36), draw(9), draw(1, 3, 5, 18)),
         lambda: linear_attention(heads, heads, heads),
+        # Whole numbers up to 127 are rounded to themselves, whatever the order of operations.
+        lambda: int8_linear(whole, *quantized_rows(whole), silu=True),
     ]
     found = [each() for each in work]
     with native.using("torch"):

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lineardit.kernels.passes import depthwise_gated, linear_silu
+from lineardit.nn.int8 import Int8Linear
 from lineardit.nn.wide import Conv2d, Linear
 
 
@@ -30,6 +31,9 @@ class GLUMBConv(nn.Module):
 
 def _activated(layer: nn.Module, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b d"]:
     """SiLU(layer(x)), in one pass where the layer is a plain one."""
+    if isinstance(layer, Int8Linear):
+        activated: Tensor = layer(x, silu=True)
+        return activated
     if type(layer) is Linear and layer.weight.dtype != torch.float16:
         return linear_silu(x, layer.weight, layer.bias)
     return functional.silu(layer(x))

@@ -1,0 +1,52 @@
+"""Linear layers with weights of int8: half the memory of bfloat16, and products at up to twice its rate."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lineardit.errors import InputError
+from lineardit.kernels.int8 import int8_linear, quantized_rows
+from lineardit.nn.wide import Linear
+
+
+class Int8Linear(nn.Module):
+    """x W^T + bias, W as int8 with a scale for each output, x rounded to int8 row by row as it comes."""
+
+    weight: Tensor
+    scale: Tensor
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight, scale = quantized_rows(linear.weight.detach())
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale)
+        self.bias = linear.bias
+
+    def forward(self, x: Float[Tensor, "*b c"], *, silu: bool = False) -> Float[Tensor, "*b d"]:
+        """In the dtype of x; SiLU of it where asked for."""
+        return int8_linear(x, self.weight, self.scale, self.bias, silu=silu)
+
+
+def quantize_linears(model: nn.Module) -> int:
+    """Replace the linear layers of `model`, in place and for good, and return how many there were.
+
+    Layers that make keys and values of prompts stay: they run once a picture.
+
+    Raises:
+        InputError: weights of float16, whose products are float32 anyway, or no layer to replace.
+    """
+    found = [
+        (parent, name, layer)
+        for parent in model.modules()
+        for name, layer in parent.named_children()
+        if type(layer) is Linear and name != "to_kv"
+    ]
+    if not found:
+        raise InputError(
+            "there is no linear layer to quantize: the model is quantized already, or has none of the kind."
+        )
+    for parent, name, layer in found:
+        if layer.weight.dtype == torch.float16:
+            raise InputError("weights of float16 cannot be quantized to int8. Use dtype bf16 or fp32.")
+        setattr(parent, name, Int8Linear(layer))
+    return len(found)

@@ -1,0 +1,81 @@
+"""Products of int8: exact for what was rounded, rounded to half a step, on both paths."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from lineardit.kernels import int8, native
+from lineardit.kernels.int8 import int8_linear, quantized_rows
+
+needs_compiler = pytest.mark.skipif(native.compiler() is None, reason="there is no C++ compiler here")
+DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+
+
+def randn(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+@pytest.fixture(params=[pytest.param("native", marks=needs_compiler), "torch"], autouse=True)
+def path(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Every test runs on both paths."""
+    with native.using(request.param):
+        yield request.param
+
+
+@DTYPES
+def test_rows_are_rounded_to_half_a_step_and_reach_the_ends(dtype: torch.dtype) -> None:
+    x = randn(9, 37).to(dtype)
+    rows, scale = quantized_rows(x)
+    assert rows.dtype == torch.int8 and scale.dtype == torch.float32
+    assert rows.abs().amax(-1).eq(127).all()
+    apart = (rows.double() * scale.double()[:, None] - x.double()).abs()
+    assert (apart <= scale.double()[:, None] * (0.5 + 1e-5)).all()
+
+
+def test_a_row_of_zeros_stays_zero() -> None:
+    x = randn(3, 20)
+    x[1] = 0
+    rows, scale = quantized_rows(x)
+    assert not rows[1].any() and scale[1] == 0
+    out = int8_linear(x, *quantized_rows(randn(5, 20)))
+    assert not out[1].any() and out[0].all()
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), float("-inf")])
+def test_what_is_not_finite_is_seen_in_every_output_of_its_row(broken: float) -> None:
+    x = randn(3, 40)
+    x[1, 38] = broken
+    out = int8_linear(x, *quantized_rows(randn(5, 40)))
+    assert not out[1].isfinite().any()
+    assert out[[0, 2]].isfinite().all()
+
+
+@DTYPES
+@pytest.mark.parametrize("silu", [False, True])
+@pytest.mark.parametrize("shape", [(7, 37, 21), (70, 64, 48)])
+def test_the_product_is_that_of_the_rounded_rows(
+    dtype: torch.dtype, silu: bool, shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(int8, "ROWS_AT_ONCE", 32)
+    n, c, d = shape
+    x, bias = randn(n, c).to(dtype), randn(d).to(dtype)
+    weight, scale = quantized_rows(randn(d, c))
+    rows, row_scale = quantized_rows(x)
+    wanted = (
+        rows.double() @ weight.double().t() * row_scale.double()[:, None] * scale.double() + bias.double()
+    )
+    wanted = functional.silu(wanted) if silu else wanted
+    found = int8_linear(x, weight, scale, bias, silu=silu)
+    near = 2e-6 if dtype == torch.float32 else 4e-3
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.double(), wanted, rtol=near, atol=near * float(wanted.abs().max()))
+
+
+def test_leading_axes_are_kept() -> None:
+    x, weight = randn(2, 3, 5, 16), quantized_rows(randn(8, 16))
+    found = int8_linear(x, *weight)
+    assert found.shape == (2, 3, 5, 8)
+    torch.testing.assert_close(found[1, 2], int8_linear(x[1, 2], *weight))

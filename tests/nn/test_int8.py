@@ -1,0 +1,53 @@
+"""Int8 layers in place of linear ones."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lineardit.config.models import TransformerConfig
+from lineardit.errors import InputError
+from lineardit.nn.attention import CrossAttention
+from lineardit.nn.int8 import Int8Linear, quantize_linears
+from lineardit.nn.wide import Linear
+from lineardit.transformer.model import Transformer
+
+
+def randn(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def network() -> Transformer:
+    torch.manual_seed(0)
+    config = TransformerConfig(
+        latent_channels=4, depth=3, width=64, head_dim=16, cross_head_dim=16, text_width=24
+    )
+    model = Transformer(config)
+    model.initialise()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.05)
+    return model.eval().requires_grad_(False)
+
+
+def test_a_quantized_transformer_is_within_the_error_of_rounding_its_layers() -> None:
+    model = network()
+    given = randn(2, 4, 6, 6), torch.tensor([0.3, 0.8]), randn(2, 7, 24)
+    wanted = model(*given)
+    assert quantize_linears(model.blocks) == 3 * 6
+    found = model(*given)
+    apart = (found - wanted).square().mean().sqrt() / wanted.std()
+    assert 0 < apart < 0.02
+
+
+def test_weights_take_a_quarter_of_float32_and_keys_and_values_of_prompts_stay() -> None:
+    layer = CrossAttention(64, 16)
+    assert quantize_linears(layer) == 2
+    assert isinstance(layer.to_q, Int8Linear) and isinstance(layer.to_out, Int8Linear)
+    assert type(layer.to_kv) is Linear
+    assert layer.to_q.weight.dtype == torch.int8 and layer.to_q.weight.shape == (64, 64)
+
+
+def test_what_cannot_be_quantized_says_why() -> None:
+    with pytest.raises(InputError, match="no linear layer to quantize"):
+        quantize_linears(nn.Sequential(nn.SiLU()))
+    with pytest.raises(InputError, match="float16 cannot be quantized"):
+        quantize_linears(nn.Sequential(Linear(4, 4).half()))
