@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lineardit.data.captions import LONGEST, MOST_CAPTION_BYTES, captions_from, captions_in, captions_of_row
+from lineardit.data.captions import (
+    LONGEST,
+    MOST_CAPTION_BYTES,
+    captions_from,
+    captions_of_row,
+    description_in,
+)
 from lineardit.data.records import BadCaption, Caption
 
 
@@ -69,12 +75,12 @@ def test_a_row_gives_the_columns_that_are_asked_for_or_the_usual_ones() -> None:
 
 
 def test_files_of_captions_are_lines_or_json() -> None:
-    assert captions_in(b"\xef\xbb\xbfa cat\r\n\n a tom\n", ".txt", "c.txt") == (
+    assert description_in(b"\xef\xbb\xbfa cat\r\n\n a tom\n", ".txt", "c.txt").captions == (
         ("a cat", 1.0),
         ("a tom", 1.0),
     )
-    assert captions_in(b'{"short": "cat"}', ".json", "c.json", {"short": 0.5}) == (("cat", 0.5),)
-    assert captions_in(b'["cat"]', ".json", "c.json") == (("cat", 1.0),)
+    assert description_in(b'{"short": "cat"}', ".json", "c.json", {"short": 0.5}).captions == (("cat", 0.5),)
+    assert description_in(b'["cat"]', ".json", "c.json").captions == (("cat", 1.0),)
 
 
 @pytest.mark.parametrize(
@@ -89,7 +95,7 @@ def test_files_of_captions_are_lines_or_json() -> None:
 )
 def test_files_that_are_none_are_named(content: bytes, suffix: str, message: str) -> None:
     with pytest.raises(BadCaption, match=message):
-        captions_in(content, suffix, "c" + suffix)
+        description_in(content, suffix, "c" + suffix)
 
 
 json_values = st.recursive(
@@ -109,7 +115,7 @@ json_values = st.recursive(
 def test_any_json_gives_captions_or_says_why_not(value: object, asked: bool) -> None:
     content = json.dumps(value).encode()
     try:
-        found = captions_in(content, ".json", "c.json", {"text": 1.0} if asked else None)
+        found = description_in(content, ".json", "c.json", {"text": 1.0} if asked else None)
     except BadCaption:
         return
-    assert all(caption.text.strip() and caption.weight >= 0 for caption in found)
+    assert all(caption.text.strip() and caption.weight >= 0 for caption in found.captions)

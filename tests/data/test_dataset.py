@@ -137,7 +137,7 @@ def test_several_sources_follow_each_other(tmp_path: Path) -> None:
         ("gone", "gone does not exist"),
         ("x.zip", "is compressed. Unpack it"),
         ("x.tar.gz", "is compressed. Unpack it"),
-        ("x.txt", "is no folder, .tar or .parquet file"),
+        ("x.txt", "is no folder, .tar, .parquet or .arrow file"),
     ],
 )
 def test_a_place_that_is_no_source_is_refused(tmp_path: Path, name: str, message: str) -> None:

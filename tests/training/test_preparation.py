@@ -17,12 +17,13 @@ from PIL import Image
 from lineardit.config.data import MOST_PIXELS, BucketConfig, CheckConfig
 from lineardit.data import ledger as ledgers
 from lineardit.data.folder import FolderSource
+from lineardit.data.labels import ClassRule
 from lineardit.data.ledger import Ledger
 from lineardit.data.pictures import to_pixels
 from lineardit.data.prepared import PreparedData
-from lineardit.data.survey import survey
+from lineardit.data.survey import Survey, survey
 from lineardit.errors import CheckpointError, ConfigError, InputError, OutputError
-from lineardit.interop.native import load_autoencoder, read_model, save_model
+from lineardit.interop.native import load_autoencoder, read_model, save_autoencoder, save_model
 from lineardit.interop.text import load_text_encoder
 from lineardit.training import preparation
 from lineardit.training.preparation import Outcome, encode, open_ledger, token_pixels
@@ -253,3 +254,58 @@ def test_a_damaged_index_is_named(run: Prepare, tmp_path: Path, content: str) ->
     (tmp_path / "out" / "prepared.json").write_text(content)
     with pytest.raises(CheckpointError, match="prepared.json"):
         PreparedData(tmp_path / "out")
+
+
+def sorted_by_class(pictures: Path) -> Survey:
+    """The pictures, moved into a folder for each of two classes, and looked at."""
+    for number in range(7):
+        folder = pictures / ("even" if number % 2 == 0 else "odd")
+        folder.mkdir(exist_ok=True)
+        for suffix in (".png", ".json"):
+            (pictures / f"{number}{suffix}").rename(folder / f"{number}{suffix}")
+    source = FolderSource(pictures, classes=ClassRule())
+    return survey(source, BucketConfig(sizes=(24,), step=8), CheckConfig(classes=True))
+
+
+def test_classes_go_along_and_a_new_one_makes_only_what_has_words_again(
+    pictures: Path, tmp_path: Path, tiny_model: Path
+) -> None:
+    found = sorted_by_class(pictures)
+    out = tmp_path / "out"
+    encode(found, open_ledger(out, SETTINGS), tiny_model, max_pixels=MOST_PIXELS)
+    data = PreparedData(out)
+    assert data.classes == ("even", "odd")
+    for number in range(len(data)):
+        key = data.sample(number).key
+        assert data.classes[data.label(number)] == key.partition("/")[0]
+    found.entries[0] = found.entries[0]._replace(label="all")
+    before = {path: path.stat().st_mtime_ns for path in (out / "latents").iterdir()}
+    outcome = encode(found, open_ledger(out, SETTINGS), tiny_model, max_pixels=MOST_PIXELS)
+    again = PreparedData(out)
+    assert outcome.made == 1 and again.classes == ("all", "even", "odd") and again.digest != data.digest
+    assert before == {path: path.stat().st_mtime_ns for path in (out / "latents").iterdir()}
+
+
+def test_an_autoencoder_alone_encodes_pictures_with_classes_only(
+    pictures: Path, run: Prepare, tmp_path: Path, tiny_model: Path
+) -> None:
+    alone = save_autoencoder(tmp_path / "alone", load_autoencoder(tiny_model))
+    assert token_pixels(alone, classes=True) == (4, 1024)
+    with pytest.raises(CheckpointError, match="holds no transformer, no text_encoder"):
+        token_pixels(alone)
+    with pytest.raises(CheckpointError, match="holds no transformer, no text_encoder"):
+        run(alone)
+    found = sorted_by_class(pictures)
+    (tmp_path / "out").rename(tmp_path / "begun")
+    encode(found, open_ledger(tmp_path / "out", SETTINGS), alone, max_pixels=MOST_PIXELS)
+    data = PreparedData(tmp_path / "out")
+    assert (data.text_width, len(data), data.label(0)) == (0, 7, 0)
+    assert [caption.text for caption in data.sample(0).captions][0] == "a cat" and data.vectors(
+        0, 0
+    ).numel() == 0
+
+
+def test_pictures_without_classes_say_so(run: Prepare, tmp_path: Path) -> None:
+    run()
+    with pytest.raises(InputError, match="has no classes. Prepare the pictures with --classes"):
+        PreparedData(tmp_path / "out").label(0)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = 3
 """Files that the table names for each reason."""
+CLASSES_SHOWN = 20
+"""Classes that have a row of their own."""
 
 
 def prepare(
@@ -22,7 +24,7 @@ def prepare(
         list[str],
         typer.Argument(
             help="Folders of pictures, .tar files of WebDataset or folders of them, .parquet files with "
-            "pictures in them, or emoji:COUNT drawn scenes.",
+            "pictures in them, what save_to_disk of datasets wrote, or emoji:COUNT drawn scenes.",
             metavar="SOURCE...",
         ),
     ],
@@ -72,6 +74,20 @@ def prepare(
             show_default=False,
         ),
     ] = None,
+    classes: Annotated[
+        bool,
+        typer.Option(
+            "--classes",
+            help="Keep each picture's class: its column or JSON key class or label, its .cls file, or the "
+            "name of its folder. Pictures without one are left out; captions are not needed.",
+        ),
+    ] = False,
+    class_column: Annotated[
+        str | None,
+        typer.Option(
+            help="Column or JSON key of classes; nothing else is looked at then.", show_default=False
+        ),
+    ] = None,
     report: Annotated[
         Path | None,
         typer.Option(
@@ -95,6 +111,7 @@ def prepare(
 
     from lineardit.config.data import BucketConfig, CheckConfig
     from lineardit.data.checks import CheckLog
+    from lineardit.data.labels import ClassRule
     from lineardit.data.ledger import CHECKS, REPORT
     from lineardit.data.shards import write_json
     from lineardit.data.sources import open_source
@@ -109,15 +126,22 @@ def prepare(
     chosen = model or str(bundled_folder())
     place, cores = pick_device(device), inspect_machine().cores
     together = processes or cores
-    pixels, own_size = token_pixels(chosen)
+    rule = ClassRule() if classes else None
+    if class_column is not None:
+        rule = ClassRule((class_column,), folders=False)
+    pixels, own_size = token_pixels(chosen, classes=rule is not None)
     step = step or pixels
     if step % pixels:
         raise InputError(f"step={step} is no multiple of {pixels}, the pixels per token. Use {pixels}.")
     buckets = BucketConfig(sizes=tuple(size or [own_size]), max_aspect=max_aspect, step=step)
-    checks = CheckConfig(max_enlargement=max_enlargement, max_pixels=max_pixels, caption=caption)
+    checks = CheckConfig(
+        max_enlargement=max_enlargement, max_pixels=max_pixels, caption=caption, classes=rule is not None
+    )
     columns = dict(_weighted(each) for each in caption_column) if caption_column else None
-    source = open_source(sources, columns)
+    source = open_source(sources, columns, rule)
     settings = {"sources": sources, "buckets": buckets.model_dump(mode="json")}
+    if rule is not None:
+        settings["classes"] = rule._asdict()
     ledger = open_ledger(output, settings) if output is not None else None
 
     console = Console(stderr=True)
@@ -170,7 +194,8 @@ def prepare(
 
 
 def tables(found: "Survey") -> "list[Table]":
-    """What was found: the buckets, and what is left out or changed, with the names of some files."""
+    """What was found: the buckets, the classes where they were asked for, and what is left out or changed,
+    with the names of some files."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -184,6 +209,7 @@ def tables(found: "Survey") -> "list[Table]":
         used.add_row(
             *(str(row[key]) for key in ("width", "height", "pictures")), cropped, str(row["enlarged"])
         )
+    shown = [used, *_classes_table(found)]
     rest = Table(title="left out, or changed on the way to RGB", title_justify="left", title_style="bold")
     rest.add_column("what")
     rest.add_column("files", justify="right")
@@ -198,7 +224,26 @@ def tables(found: "Survey") -> "list[Table]":
         rest.add_row(note, str(len(names)), escape(_some(names)))
     if found.given:
         rest.add_row("called by --caption", str(found.given), "")
-    return [used, rest] if rest.row_count else [used]
+    return [*shown, rest] if rest.row_count else shown
+
+
+def _classes_table(found: "Survey") -> "list[Table]":
+    from rich.markup import escape
+    from rich.table import Table
+
+    counts = found.classes()
+    if not counts:
+        return []
+    table = Table(title=f"{len(counts)} classes", title_justify="left", title_style="bold")
+    table.add_column("number", justify="right")
+    table.add_column("class", overflow="fold")
+    table.add_column("pictures", justify="right")
+    for number, (name, count) in list(enumerate(counts.items()))[:CLASSES_SHOWN]:
+        table.add_row(str(number), escape(name), str(count))
+    if len(counts) > CLASSES_SHOWN:
+        rest = list(counts.values())[CLASSES_SHOWN:]
+        table.add_row("", f"and {len(rest)} more, with {min(rest)} to {max(rest)} pictures", str(sum(rest)))
+    return [table]
 
 
 def _some(names: list[str]) -> str:

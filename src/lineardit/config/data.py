@@ -41,6 +41,8 @@ class CheckConfig(Config):
     """A picture whose header announces more is never decoded: it could be a decompression bomb."""
     caption: str | None = None
     """What a picture without a caption is called; without it, such pictures are left out."""
+    classes: bool = False
+    """Whether pictures without a class are left out. Those with one need no caption: it is that, then."""
 
     @model_validator(mode="after")
     def caption_says_something(self) -> Self:

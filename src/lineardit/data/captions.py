@@ -5,7 +5,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TypeGuard
 
-from lineardit.data.records import BadCaption, Caption, CaptionColumns
+from lineardit.data.labels import BadLabel, label_of_row
+from lineardit.data.records import BadCaption, Caption, CaptionColumns, Description
 
 SUFFIXES = (".txt", ".caption", ".json")
 """Endings of files of captions, in the order in which they are looked for."""
@@ -17,29 +18,37 @@ LONGEST = 20_000
 """Characters of a caption; what is longer is no caption."""
 
 
-def captions_in(
-    content: bytes, suffix: str, name: str, columns: CaptionColumns | None = None
-) -> tuple[Caption, ...]:
-    """The captions in a file; `name` is what errors call it.
+def description_in(
+    content: bytes,
+    suffix: str,
+    name: str,
+    columns: CaptionColumns | None = None,
+    class_keys: Sequence[str] = (),
+) -> Description:
+    """The captions in a file, and the class that it has under one of `class_keys`; `name` is what errors
+    call it.
 
-    Each line of a text that is not blank is one. JSON is read by `captions_from`, an object by
+    Each line of a text that is not blank is a caption. JSON is read by `captions_from`, an object by
     `captions_of_row`.
 
     Raises:
         BadCaption: it is too large, no UTF-8, no JSON, or holds no captions.
+        BadLabel: what it says as its class is none.
     """
     if len(content) > MOST_CAPTION_BYTES:
         raise BadCaption(f"{name} has more than {MOST_CAPTION_BYTES} bytes")
     try:
         text = content.decode("utf-8-sig")
         if suffix != ".json":
-            return captions_from(text.splitlines())
+            return Description(captions_from(text.splitlines()))
         found = json.loads(text)
-        return captions_of_row(found, columns) if isinstance(found, Mapping) else captions_from(found)
+        if isinstance(found, Mapping):
+            return Description(captions_of_row(found, columns), label_of_row(found, class_keys))
+        return Description(captions_from(found))
     except UnicodeDecodeError:
         raise BadCaption(f"{name} is no UTF-8 text") from None
-    except BadCaption as error:
-        raise BadCaption(f"{name}: {error}") from None
+    except (BadCaption, BadLabel) as error:
+        raise type(error)(f"{name}: {error}") from None
     except (ValueError, RecursionError):
         raise BadCaption(f"{name} is no JSON") from None
 

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from PIL import Image
 
 from lineardit.data.captions import captions_of_row
+from lineardit.data.labels import BadLabel, ClassRule, label_of_row
 from lineardit.data.records import MOST_BYTES, BadCaption, CaptionColumns, Record
-from lineardit.data.tables import pyarrow_parquet
+from lineardit.data.tables import declared_features, pyarrow_parquet, stamps
 from lineardit.errors import InputError
 
 PICTURE_COLUMNS = ("image", "jpg", "png", "webp", "picture")
@@ -49,7 +50,7 @@ class RowPicture(NamedTuple):
 
 
 class DatasetSource:
-    """The rows of a dataset with their pictures and captions.
+    """The rows of a dataset with their pictures and captions, and their classes where a rule asks for them.
 
     Raises:
         InputError: it has no rows, or no column of pictures.
@@ -60,6 +61,7 @@ class DatasetSource:
         rows: Rows,
         columns: CaptionColumns | None = None,
         *,
+        classes: ClassRule | None = None,
         picture: str | None = None,
         name: str = "row",
     ) -> None:
@@ -73,6 +75,13 @@ class DatasetSource:
             wanted = picture or " or ".join(PICTURE_COLUMNS)
             raise InputError(f"the dataset has no column {wanted}; it has {', '.join(there)[:200]}.")
         self._picture = found
+        self._class_keys = classes.keys if classes else ()
+        self._class_names = {key: names for key in self._class_keys if (names := _class_names(rows, key))}
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """The classes that the dataset declares, by number."""
+        return next(iter(self._class_names.values()), ())
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -82,9 +91,13 @@ class DatasetSource:
         key = f"{self._name}:{number}"
         picture = RowPicture(self._rows, number, self._picture)
         try:
-            return Record(key, picture, captions_of_row(_row(self._rows, number), self._columns))
+            row = _row(self._rows, number)
+            label = label_of_row(row, self._class_keys, self._class_names)
+            return Record(key, picture, captions_of_row(row, self._columns), label=label)
         except BadCaption as error:
             return Record(key, picture, problem=f"bad caption: {error}")
+        except BadLabel as error:
+            return Record(key, picture, problem=f"bad class: {error}")
         except OSError as error:
             return Record(key, None, problem=f"unreadable: {error}")
 
@@ -101,19 +114,21 @@ class ParquetRows:
         self._groups: list[tuple[int, Path, int]] = []
         """For each group of rows the number of its first row, its file, and its number there."""
         self._count = 0
-        stats = []
+        self.features: Mapping[str, Any] = {}
+        """What datasets noted of each column."""
         for path in paths:
             parquet = pyarrow_parquet(path)
             try:
-                metadata = parquet.ParquetFile(path).metadata
+                file = parquet.ParquetFile(path)
+                metadata = file.metadata
                 lengths = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-                stats.append(f"{path.name}:{path.stat().st_size}:{path.stat().st_mtime_ns}")
+                self.features = self.features or declared_features(file.schema_arrow)
             except Exception as error:  # what pyarrow raises for damage is of many kinds
                 raise InputError(f"{path} is damaged, or no parquet ({type(error).__name__}).") from None
             for group, length in enumerate(lengths):
                 self._groups.append((self._count, path, group))
                 self._count += length
-        self._fingerprint = hashlib.sha256("\n".join(stats).encode()).hexdigest()[:16]
+        self._fingerprint = stamps(paths)
 
     def __len__(self) -> int:
         return self._count
@@ -147,6 +162,16 @@ def _row(rows: Rows, number: int) -> Mapping[str, Any]:
     return row
 
 
+def _class_names(rows: Rows, column: str) -> tuple[str, ...]:
+    """The names behind the numbers of a column that is a ClassLabel, as datasets calls it."""
+    features = getattr(rows, "features", None)
+    feature = features.get(column) if isinstance(features, Mapping) else None
+    names = feature.get("names") if isinstance(feature, Mapping) else getattr(feature, "names", None)
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        return ()
+    return tuple(names)
+
+
 def _encoded(value: object) -> bytes:
     match value:
         case bytes():
@@ -164,7 +189,10 @@ def _encoded(value: object) -> bytes:
         case {"bytes": bytes() as inner}:
             content = inner
         case str() | Path() | {"path": str()}:
-            raise OSError("it is only a path; give a folder of pictures instead")
+            raise OSError(
+                "it is only a path, which is not followed; write the dataset with save_to_disk, which puts "
+                "the pictures in, or give their folder"
+            )
         case _:
             raise OSError(f"a {type(value).__name__} is no picture")
     if len(content) > MOST_BYTES:

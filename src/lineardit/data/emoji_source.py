@@ -34,7 +34,7 @@ class ScenePicture(NamedTuple):
 
 
 class EmojiSource:
-    """The first scenes of those that training draws.
+    """The first scenes of those that training draws. One of a single object is of that object's class.
 
     Raises:
         MissingFontError: the font that they are drawn with is not on this machine.
@@ -47,14 +47,21 @@ class EmojiSource:
         self._count = count
         _scenes()
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Every object, the most common ones first."""
+        return _scenes().names
+
     def __len__(self) -> int:
         return self._count
 
     def __getitem__(self, number: int) -> Record:
         """The scene of that number."""
         scenes = _scenes()
-        texts = scenes.captions(scenes.scene(number), number, CAPTIONS)
-        return Record(f"scene-{number}", ScenePicture(number), tuple(map(Caption, texts)))
+        scene = scenes.scene(number)
+        captions = tuple(map(Caption, scenes.captions(scene, number, CAPTIONS)))
+        label = scene.objects[0].name if scene.kind == "single" else None
+        return Record(f"scene-{number}", ScenePicture(number), captions, label=label)
 
 
 @cache

@@ -1,19 +1,20 @@
 """A folder of pictures, with captions in files of the same name or in a table beside them."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from lineardit.data.captions import MOST_CAPTION_BYTES, captions_in, captions_of_row
+from lineardit.data.captions import MOST_CAPTION_BYTES, captions_of_row, description_in
 from lineardit.data.captions import SUFFIXES as CAPTION_SUFFIXES
+from lineardit.data.labels import BadLabel, ClassRule, label_of_row
 from lineardit.data.records import (
     MOST_BYTES,
     OTHER_SUFFIXES,
     SUFFIXES,
     BadCaption,
-    Caption,
     CaptionColumns,
+    Description,
     Record,
 )
 from lineardit.data.tables import FILE_NAME, NAMES, Row, rows
@@ -43,22 +44,27 @@ class FolderSource:
     """Every picture below a folder, in the order of their paths. Hidden files and folders are passed over.
 
     Captions come from the rows of metadata.jsonl, .csv or .parquet in the same folder or one above, or else
-    from cat.txt, cat.caption or cat.json beside cat.jpg. A row without its picture is a record too.
+    from cat.txt, cat.caption or cat.json beside cat.jpg. A row without its picture is a record too. Classes,
+    where a rule asks for them, come from the row or from cat.json, or are the name of the picture's folder.
 
     Raises:
         InputError: there is no picture in it, or a table cannot be read.
         MissingExtraError: a table is parquet, and pyarrow is not installed.
     """
 
-    def __init__(self, folder: Path, columns: CaptionColumns | None = None) -> None:
+    def __init__(
+        self, folder: Path, columns: CaptionColumns | None = None, classes: ClassRule | None = None
+    ) -> None:
         self.folder, self._columns = folder, columns
+        self._class_keys = classes.keys if classes else ()
+        self._folders_are_classes = classes is not None and classes.folders
         pictures, tables = _files(folder)
         self._keys = sorted(pictures)
         if not self._keys:
             kinds = ", ".join(SUFFIXES)
             raise InputError(f"{folder} holds no pictures ({kinds}). Give the folder that they are in.")
-        self._captions: dict[str, tuple[Caption, ...] | str] = {}
-        """By path: the captions of a row, or what is wrong with them."""
+        self._rows: dict[str, Description | str] = {}
+        """By path: what a row says, or what is wrong with it."""
         self._strays: list[Record] = []
         there = set(self._keys)
         for table in tables:
@@ -76,18 +82,23 @@ class FolderSource:
         key = shown(self._keys[number])
         if path.suffix.lower() not in SUFFIXES:
             return Record(key, None, problem=f"unread format: {path.suffix.lower()} is not PNG, JPEG or WebP")
-        found = self._captions.get(self._keys[number])
+        found = self._rows.get(self._keys[number])
         if found is None:
             try:
-                found = caption_beside(path, self._columns)
+                found = description_beside(path, self._columns, self._class_keys)
             except BadCaption as error:
                 found = f"bad caption: {error}"
+            except BadLabel as error:
+                found = f"bad class: {error}"
         if isinstance(found, str):
             return Record(key, PathPicture(path), problem=found)
-        return Record(key, PathPicture(path), found)
+        label = found.label
+        if label is None and self._folders_are_classes:
+            label = PurePosixPath(key).parent.name or None
+        return Record(key, PathPicture(path), found.captions, label=label)
 
     def _enter(self, row: Row, folder: PurePosixPath, there: set[str]) -> None:
-        """Take over the captions of a row."""
+        """Take over what a row says."""
         name = row.values.get(FILE_NAME)
         if row.problem is not None or not isinstance(name, str) or not name:
             reason = row.problem or f"bad row: there is no {FILE_NAME} in it"
@@ -98,22 +109,28 @@ class FolderSource:
             reason = f"unsafe name: {ascii(name)[:100]} leads out of the folder"
         elif key not in there:
             reason = f"missing: there is no {shown(key)[:200]}"
-        elif key in self._captions:
+        elif key in self._rows:
             reason = f"second row: {shown(key)[:200]} has one already"
         else:
             try:
-                self._captions[key] = captions_of_row(row.values, self._columns)
+                captions = captions_of_row(row.values, self._columns)
+                self._rows[key] = Description(captions, label_of_row(row.values, self._class_keys))
             except (BadCaption, RecursionError) as error:
-                self._captions[key] = f"bad caption: {row.place}: {error}"
+                self._rows[key] = f"bad caption: {row.place}: {error}"
+            except BadLabel as error:
+                self._rows[key] = f"bad class: {row.place}: {error}"
             return
         self._strays.append(Record(row.place, None, problem=reason))
 
 
-def caption_beside(path: Path, columns: CaptionColumns | None = None) -> tuple[Caption, ...]:
-    """The captions in the first file of captions beside a picture; none where there is no such file.
+def description_beside(
+    path: Path, columns: CaptionColumns | None = None, class_keys: Sequence[str] = ()
+) -> Description:
+    """What the first file of captions beside a picture says; nothing where there is no such file.
 
     Raises:
         BadCaption: the file cannot be read, or holds something else.
+        BadLabel: what it says as the class is none.
     """
     for suffix in CAPTION_SUFFIXES:
         beside = path.with_suffix(suffix)
@@ -124,8 +141,8 @@ def caption_beside(path: Path, columns: CaptionColumns | None = None) -> tuple[C
             continue
         except OSError as error:
             raise BadCaption(f"{shown(beside.name)} cannot be read ({error.strerror})") from None
-        return captions_in(content, suffix, shown(beside.name), columns)
-    return ()
+        return description_in(content, suffix, shown(beside.name), columns, class_keys)
+    return Description()
 
 
 def shown(name: str) -> str:

@@ -50,6 +50,7 @@ class Ledger:
         """The plan: the pictures of each shard, all of one bucket."""
         self._books: dict[str, dict[str, Any]] = {}
         self._report: dict[str, Any] = {}
+        self._classes: list[str] = []
         self._probe = ""
         path = folder / LEDGER
         if not path.exists():
@@ -87,7 +88,7 @@ class Ledger:
 
     def plan(self, found: Survey, probe: Mapping[str, Tensor]) -> None:
         """Lay the pictures into shards, and forget shards that are no longer among them."""
-        self.shards, self._report = {}, found.report()
+        self.shards, self._report, self._classes = {}, found.report(), list(found.classes())
         for entries in found.buckets().values():
             for start in range(0, len(entries), PICTURES_PER_SHARD):
                 self.shards[shard_name(len(self.shards))] = entries[start : start + PICTURES_PER_SHARD]
@@ -133,6 +134,7 @@ class Ledger:
             "about": {"settings": self.settings, "report": self._report},
             "model": dict(model),
             "probe": self._probe,
+            **({"classes": self._classes} if self._classes else {}),
             "shards": [
                 {
                     "name": name,
@@ -175,8 +177,14 @@ class Ledger:
 def _digests(entries: list[Entry]) -> dict[str, str]:
     """What the parts of a shard are made from."""
     pictures = [[*entries[0].fit.bucket], [[entry.key, entry.sha256] for entry in entries]]
-    captions = [[entry.key, entry.captions] for entry in entries]
+    captions = [described(entry) for entry in entries]
     return {
         part: hashlib.sha256(json.dumps(content).encode()).hexdigest()
         for part, content in ((LATENTS, pictures), (TEXT, captions))
     }
+
+
+def described(entry: Entry) -> list[Any]:
+    """What is kept of a picture beside its latents, as JSON: its name, its captions, and its class if any."""
+    captions = [list(caption) for caption in entry.captions]
+    return [entry.key, captions, *([] if entry.label is None else [entry.label])]

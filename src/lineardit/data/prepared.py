@@ -20,7 +20,7 @@ from torch import Tensor
 from lineardit.data.buckets import Bucket
 from lineardit.data.records import Caption
 from lineardit.data.shards import Shards
-from lineardit.errors import CheckpointError
+from lineardit.errors import CheckpointError, InputError
 
 FORMAT = 1
 INDEX = "prepared.json"
@@ -46,6 +46,8 @@ class Sample(NamedTuple):
     key: str
     """Its name where it came from."""
     captions: tuple[Caption, ...]
+    label: str | None = None
+    """The class that it is of, where it was prepared with classes."""
 
 
 class _Text(NamedTuple):
@@ -69,8 +71,11 @@ class PreparedData:
         self.folder = folder
         index = _read_index(folder)
         try:
-            self.digest = hashlib.sha256(json.dumps(index["shards"]).encode()).hexdigest()
-            """Tells other pictures, other captions and another order of them apart."""
+            self.classes = tuple(str(name) for name in index.get("classes", ()))
+            """The classes of the pictures by number; none where it was prepared without."""
+            facts = [index["shards"], *([self.classes] if self.classes else [])]
+            self.digest = hashlib.sha256("".join(map(json.dumps, facts)).encode()).hexdigest()
+            """Tells other pictures, captions and classes, and another order of them, apart."""
             self.about: dict[str, Any] = dict(index["about"])
             self.shards = [
                 Shard(
@@ -94,6 +99,7 @@ class PreparedData:
             sum(shard.pictures for shard in self.shards if shard.bucket == bucket) for bucket in self.buckets
         )
         self._ends: list[int] = torch.tensor([shard.pictures for shard in self.shards]).cumsum(0).tolist()
+        self._numbers = {name: number for number, name in enumerate(self.classes)}
         self._files = Shards(REMEDY)
         self._texts: dict[int, _Text] = {}
 
@@ -112,6 +118,17 @@ class PreparedData:
         which, row = self._place(number)
         text = self._text(which)
         return text.samples[text.kept[row]]
+
+    def label(self, number: int) -> int:
+        """The number of the class of a picture.
+
+        Raises:
+            InputError: the pictures were prepared without classes.
+        """
+        name = self.sample(number).label
+        if name is None or not self.classes:
+            raise InputError(f"{self.folder} has no classes. Prepare the pictures with --classes.")
+        return self._numbers[name]
 
     def vectors(self, number: int, caption: int) -> Float[Tensor, "m c"]:
         """The text encoder's vectors of one caption of a picture, bfloat16."""
@@ -151,8 +168,8 @@ class PreparedData:
         ends = lengths.cumsum(0).tolist()
         try:
             samples = [
-                Sample(key, tuple(Caption(text, weight) for text, weight in captions))
-                for key, captions in json.loads(self._files.facts(path, shard.text)["samples"])
+                Sample(key, tuple(Caption(text, weight) for text, weight in captions), *label)
+                for key, captions, *label in json.loads(self._files.facts(path, shard.text)["samples"])
             ]
         except (KeyError, TypeError, ValueError):
             raise CheckpointError(f"{path} is damaged. {REMEDY}") from None

@@ -1,6 +1,6 @@
 """What every source of pictures gives: a name, the bytes of a picture, and captions with weights."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 MOST_BYTES = 256 * 2**20
@@ -19,6 +19,14 @@ class Caption(NamedTuple):
 
     text: str
     weight: float = 1.0
+
+
+class Description(NamedTuple):
+    """What is said of a picture."""
+
+    captions: tuple[Caption, ...] = ()
+    label: str | None = None
+    """The class that it is of, where classes were asked for and there is one."""
 
 
 @runtime_checkable
@@ -50,6 +58,8 @@ class Record(NamedTuple):
     captions: tuple[Caption, ...] = ()
     problem: str | None = None
     """Why it cannot be used, where that is known before the picture is looked at."""
+    label: str | None = None
+    """The class that it is of, where classes were asked for and there is one."""
 
 
 @runtime_checkable
@@ -60,6 +70,16 @@ class Source(Protocol):
 
     def __getitem__(self, number: int) -> Record:
         """The record of a number from 0 to len - 1; never raises for what is wrong with its files."""
+        ...
+
+
+@runtime_checkable
+class Declaring(Protocol):
+    """A source that says which classes there are, and by their order which number each has."""
+
+    @property
+    def class_names(self) -> Sequence[str]:
+        """Classes by number."""
         ...
 
 

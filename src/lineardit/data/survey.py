@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from lineardit.config.data import BucketConfig, CheckConfig
 from lineardit.data.buckets import Bucket, Fit, bucket_families, fit
 from lineardit.data.checks import Checked, CheckLog, Finding, check_source
-from lineardit.data.records import Caption, PictureFile, Source
+from lineardit.data.labels import ordered
+from lineardit.data.records import Caption, Declaring, PictureFile, Source
 
 
 class Entry(NamedTuple):
@@ -20,6 +21,8 @@ class Entry(NamedTuple):
     fit: Fit
     sha256: str
     """Of its encoded bytes."""
+    label: str | None = None
+    """The class that it is of, where classes were asked for."""
 
 
 class Problem(NamedTuple):
@@ -49,6 +52,8 @@ class Survey:
     """Keys of pictures whose bytes are those of an earlier one; they are used all the same."""
     given: int = 0
     """Pictures that have the caption of `CheckConfig`, for lack of one of their own."""
+    declared: tuple[str, ...] = ()
+    """Classes that the source says there are, by number."""
 
     def kinds(self) -> dict[str, list[Problem]]:
         """The problems by kind, the most frequent first."""
@@ -64,13 +69,20 @@ class Survey:
             buckets.setdefault(entry.fit.bucket, []).append(entry)
         return dict(sorted(buckets.items(), key=lambda item: (item[0].height * item[0].width, item[0])))
 
+    def classes(self) -> dict[str, int]:
+        """The pictures of each class, by number; nothing unless classes were asked for."""
+        counts = Counter(entry.label for entry in self.entries if entry.label is not None)
+        return {name: counts[name] for name in ordered(counts, self.declared)} if counts else {}
+
     def report(self) -> dict[str, Any]:
         """Everything as JSON."""
+        classes = self.classes()
         return {
             "found": self.found,
             "used": len(self.entries),
             "captions": sum(len(entry.captions) for entry in self.entries),
             "given_the_default_caption": self.given,
+            **({"classes": classes} if classes else {}),
             "left_out": {kind: len(problems) for kind, problems in self.kinds().items()},
             "buckets": [
                 {
@@ -107,6 +119,8 @@ def survey(
         OutputError: the log cannot be read or written.
     """
     result, families, seen = Survey(found=len(source)), bucket_families(buckets), Counter[str]()
+    if checks.classes and isinstance(source, Declaring):
+        result.declared = tuple(source.class_names)
     known = log.read() if log is not None else {}
 
     def sort(checked: Checked) -> None:
@@ -117,12 +131,14 @@ def survey(
             return
         record = checked.record
         assert record.picture is not None
-        captions = record.captions
-        if not captions:
+        captions, label = record.captions, record.label if checks.classes else None
+        if not captions and label is not None and checks.caption is None:
+            captions = (Caption(label),)
+        elif not captions:
             assert checks.caption is not None
             captions, result.given = (Caption(checks.caption),), result.given + 1
         fitted = fit(finding.height, finding.width, families)
-        result.entries.append(Entry(record.key, record.picture, captions, fitted, finding.sha256))
+        result.entries.append(Entry(record.key, record.picture, captions, fitted, finding.sha256, label))
         for note in finding.notes:
             result.notes.setdefault(note, []).append(record.key)
         if seen[finding.sha256]:
@@ -155,6 +171,8 @@ def _reason(checked: Checked, families: tuple[tuple[Bucket, ...], ...], checks: 
             f"too small: {finding.width} x {finding.height} would be enlarged {fitted.enlargement:.2f} times "
             f"to {fitted.bucket.width} x {fitted.bucket.height}"
         )
-    if not record.captions and checks.caption is None:
+    if checks.classes and record.label is None:
+        return "no class"
+    if not record.captions and checks.caption is None and not checks.classes:
         return "no caption"
     return None

@@ -1,6 +1,7 @@
 """Rows of metadata.jsonl, metadata.csv and metadata.parquet, as Hugging Face's imagefolder has them."""
 
 import csv
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
@@ -53,6 +54,21 @@ def pyarrow_parquet(path: Path) -> Any:
     if find_spec("pyarrow") is None:
         raise MissingExtraError("pyarrow", "data", f"reading {path.name}")
     return import_module("pyarrow.parquet")
+
+
+def declared_features(schema: Any) -> Mapping[str, Any]:
+    """What Hugging Face's datasets noted of each column in an Arrow schema; nothing where it was not used."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, ValueError, TypeError):
+        return {}
+    return features if isinstance(features, dict) else {}
+
+
+def stamps(paths: Iterable[Path]) -> str:
+    """Something that is another one when the files are others: of their names, sizes and times of change."""
+    facts = [f"{path.name}:{(found := path.stat()).st_size}:{found.st_mtime_ns}" for path in paths]
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:16]
 
 
 def _jsonl(path: Path) -> Iterator[Row]:

@@ -8,9 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from lineardit.data.captions import MOST_CAPTION_BYTES, captions_in
+from lineardit.data.captions import MOST_CAPTION_BYTES, description_in
 from lineardit.data.captions import SUFFIXES as CAPTION_SUFFIXES
-from lineardit.data.records import MOST_BYTES, OTHER_SUFFIXES, SUFFIXES, BadCaption, CaptionColumns, Record
+from lineardit.data.labels import SUFFIX as CLASS_SUFFIX
+from lineardit.data.labels import BadLabel, ClassRule, label_from
+from lineardit.data.records import (
+    MOST_BYTES,
+    OTHER_SUFFIXES,
+    SUFFIXES,
+    BadCaption,
+    CaptionColumns,
+    Description,
+    Record,
+)
 from lineardit.data.tar import Damage, Member, members
 from lineardit.errors import InputError
 
@@ -43,20 +53,27 @@ class _Group(NamedTuple):
     key: str
     picture: Member
     caption: Member | None
+    label: Member | None
 
 
 class WebDatasetSource:
     """The samples of some tars, tar by tar in their order.
 
-    Captions are read from `.txt`, `.caption` or `.json` as from files of a folder. What a sample holds
-    besides is not looked at.
+    Captions are read from `.txt`, `.caption` or `.json` as from files of a folder, classes, where a rule asks
+    for them, from `.json` or `.cls`. What a sample holds besides is not looked at.
 
     Raises:
         InputError: a tar cannot be opened or is compressed, or there is no picture in any of them.
     """
 
-    def __init__(self, paths: Sequence[Path], columns: CaptionColumns | None = None) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        columns: CaptionColumns | None = None,
+        classes: ClassRule | None = None,
+    ) -> None:
         self.paths, self._columns = list(paths), columns
+        self._class_keys = classes.keys if classes else ()
         self._entries: list[_Group | Record] = []
         for number, path in enumerate(self.paths):
             self._entries += _groups(number, path)
@@ -78,21 +95,27 @@ class WebDatasetSource:
             return entry
         path = self.paths[entry.tar]
         picture = TarPicture(path, entry.picture.offset, entry.picture.size)
-        if entry.caption is None:
-            return Record(entry.key, picture)
-        name, size = entry.caption.name, entry.caption.size
         try:
-            content = _bytes(path, entry.caption.offset, min(size, MOST_CAPTION_BYTES + 1))
-            suffix = f".{name.lower().rpartition('.')[2]}"
-            return Record(entry.key, picture, captions_in(content, suffix, name, self._columns))
+            captions, label = self._description(path, entry.caption)
+            if label is None and entry.label is not None and CLASS_SUFFIX[1:] in self._class_keys:
+                label = label_from(_content(path, entry.label).decode("utf-8", "replace"))
+        except BadLabel as error:
+            return Record(entry.key, picture, problem=f"bad class: {error}")
         except (BadCaption, OSError) as error:
             return Record(entry.key, picture, problem=f"bad caption: {error}")
+        return Record(entry.key, picture, captions, label=label)
+
+    def _description(self, path: Path, member: Member | None) -> Description:
+        if member is None:
+            return Description()
+        suffix = f".{member.name.lower().rpartition('.')[2]}"
+        return description_in(_content(path, member), suffix, member.name, self._columns, self._class_keys)
 
 
 def _groups(number: int, path: Path) -> list[_Group | Record]:
     """The samples of a tar, and what is wrong with the rest of it."""
     pictures: dict[str, Member] = {}
-    captions: dict[str, dict[str, Member]] = {}
+    beside: dict[str, dict[str, Member]] = {}
     wrong = []
     for member in members(path):
         if isinstance(member, Damage):
@@ -111,14 +134,20 @@ def _groups(number: int, path: Path) -> list[_Group | Record]:
         elif suffix in OTHER_SUFFIXES:
             reason = f"unread format: {suffix} is not PNG, JPEG or WebP"
             wrong.append(Record(f"{path.name}:{member.name}", None, problem=reason))
-        elif suffix in CAPTION_SUFFIXES:
-            captions.setdefault(key, {}).setdefault(suffix, member)
+        elif suffix in (*CAPTION_SUFFIXES, CLASS_SUFFIX):
+            beside.setdefault(key, {}).setdefault(suffix, member)
     groups = []
     for key, picture in pictures.items():
-        beside = captions.get(key, {})
-        caption = next((beside[suffix] for suffix in CAPTION_SUFFIXES if suffix in beside), None)
-        groups.append(_Group(number, f"{path.name}:{picture.name}", picture, caption))
+        files = beside.get(key, {})
+        caption = next((files[suffix] for suffix in CAPTION_SUFFIXES if suffix in files), None)
+        place = f"{path.name}:{picture.name}"
+        groups.append(_Group(number, place, picture, caption, files.get(CLASS_SUFFIX)))
     return [*groups, *wrong]
+
+
+def _content(path: Path, member: Member) -> bytes:
+    """The beginning of a file of words."""
+    return _bytes(path, member.offset, min(member.size, MOST_CAPTION_BYTES + 1))
 
 
 def _bytes(path: Path, offset: int, size: int) -> bytes:

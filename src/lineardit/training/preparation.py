@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from lineardit.autoencoder.model import Autoencoder
-from lineardit.config.models import AutoencoderConfig, TransformerConfig
+from lineardit.config.models import AutoencoderConfig
 from lineardit.data.images import BadPicture, cover, decode, quiet_pillow
-from lineardit.data.ledger import Ledger, Made
+from lineardit.data.ledger import Ledger, Made, described
 from lineardit.data.pictures import to_pixels
 from lineardit.data.prepared import LATENTS, TEXT
 from lineardit.data.processes import in_order, worker_processes
@@ -73,7 +73,8 @@ def encode(
     """Write the pictures and captions of a survey as a folder that `PreparedData` reads.
 
     Shards that are there and whole are kept, unless their pictures or captions have changed. `on_pictures`
-    hears how many pictures are done, of how many.
+    hears how many pictures are done, of how many. Pictures with classes need nothing of the model but an
+    autoencoder; captions are kept as vectors where there is a text encoder.
 
     Raises:
         InputError: no picture can be used.
@@ -85,6 +86,7 @@ def encode(
     if not found.entries:
         kinds = ", ".join(f"{len(problems)} {kind}" for kind, problems in found.kinds().items())
         raise InputError(f"none of the {found.found} pictures can be used: {kinds}.")
+    _check_whole(open_place(model), model, classes=bool(found.classes()))
     autoencoder, text_encoder = _networks(str(model), device)
     made_here = probe(autoencoder, text_encoder)
     before = ledger.probe()
@@ -95,7 +97,7 @@ def encode(
     facts = {
         "latent_channels": config.latent_channels,
         "stride": config.stride,
-        "text_width": text_encoder.width,
+        "text_width": 0 if text_encoder is None else text_encoder.width,
     }
     left = ledger.left()
     done = len(found.entries) - sum(len(entries) for entries, _ in left.values())
@@ -129,17 +131,20 @@ def open_ledger(folder: Path, settings: Mapping[str, Any]) -> Ledger:
     return ledger
 
 
-def token_pixels(model: str | Path) -> tuple[int, int]:
+def token_pixels(model: str | Path, *, classes: bool = False) -> tuple[int, int]:
     """Pixels per token and side of a model, and the size that it draws; no weights are read.
+
+    With `classes` an autoencoder is enough, whose latents count as tokens.
 
     Raises:
         CheckpointError: it holds no transformer or no autoencoder, or is damaged.
     """
     place = open_place(model)
-    _check_whole(place, model)
-    transformer, autoencoder = (place.networks[name].config for name in ("transformer", "autoencoder"))
-    assert isinstance(transformer, TransformerConfig) and isinstance(autoencoder, AutoencoderConfig)
-    pixels = transformer.patch_size * autoencoder.stride
+    _check_whole(place, model, classes=classes)
+    autoencoder = place.networks["autoencoder"].config
+    assert isinstance(autoencoder, AutoencoderConfig)
+    transformer = place.networks["transformer"].config if "transformer" in place.networks else None
+    pixels = autoencoder.stride * int(getattr(transformer, "patch_size", 1))
     size = int(place.sampling.get("size", 1024))
     return pixels, max(pixels, size - size % pixels)
 
@@ -196,9 +201,12 @@ def _pixels(entry: Entry, max_pixels: int) -> Tensor | Problem:
 
 @torch.no_grad()
 def _captions(
-    text_encoder: TextEncoder, entries: list[Entry]
+    text_encoder: TextEncoder | None, entries: list[Entry]
 ) -> tuple[dict[str, Tensor], dict[str, str], int]:
     texts = [caption.text for entry in entries for caption in entry.captions]
+    if text_encoder is None:
+        nothing = {"vectors": torch.empty(0, 0), "lengths": torch.zeros(len(texts), dtype=torch.int32)}
+        return nothing, _samples(entries), 0
     # Those of like length go together, so that little is padding.
     order = sorted(dict.fromkeys(texts), key=len)
     rows: dict[str, Tensor] = {}
@@ -212,21 +220,29 @@ def _captions(
         "vectors": torch.cat([rows[text] for text in texts]),
         "lengths": torch.tensor([len(rows[text]) for text in texts], dtype=torch.int32),
     }
-    samples = [[entry.key, [list(caption) for caption in entry.captions]] for entry in entries]
-    return tensors, {"samples": json.dumps(samples)}, cuts.count
+    return tensors, _samples(entries), cuts.count
+
+
+def _samples(entries: list[Entry]) -> dict[str, str]:
+    return {"samples": json.dumps([described(entry) for entry in entries])}
 
 
 @lru_cache(1)
-def _networks(model: str, device: str) -> tuple[Autoencoder, TextEncoder]:
+def _networks(model: str, device: str) -> tuple[Autoencoder, TextEncoder | None]:
     """What encodes pictures and captions; loaded once in a process."""
-    place = open_place(model)
-    _check_whole(place, model)
-    where = torch.device(device)
-    return assemble_autoencoder(place, "fp32").to(where), assemble_text_encoder(place, where)
+    place, where = open_place(model), torch.device(device)
+    autoencoder = assemble_autoencoder(place, "fp32").to(where)
+    has_text = place.text is not None or "text_encoder" in place.networks
+    return autoencoder, assemble_text_encoder(place, where) if has_text else None
 
 
-def _check_whole(place: Place, model: str | Path) -> None:
-    if place.missing:
+def _check_whole(place: Place, model: str | Path, *, classes: bool) -> None:
+    if classes:
+        if "autoencoder" not in place.networks:
+            raise CheckpointError(
+                f"{model} holds no autoencoder, which encodes pictures. Give one that does."
+            )
+    elif place.missing:
         raise CheckpointError(
             f"{model} holds no {', no '.join(place.missing)}: pictures are encoded by the autoencoder, "
             "captions by the text encoder, for the transformer. Give the folder of a whole model."
