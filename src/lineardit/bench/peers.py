@@ -27,6 +27,7 @@ from lineardit.interop.diffusers_config import (
 from lineardit.kernels import native
 from lineardit.kernels.allocator import keep_freed_memory, resident_bytes
 from lineardit.kernels.select import DTYPES
+from lineardit.nn.int8 import quantize_linears
 from lineardit.transformer.model import Transformer
 
 TRANSFORMER, AUTOENCODER = "sana-0.6b", "dc-ae-f32c32-sana-1.0"
@@ -49,6 +50,8 @@ class Contender(NamedTuple):
     kept: bool = False
     """Freed memory is kept (`kernels.allocator`)."""
     passes: str = "torch"
+    int8: bool = False
+    """The transformer's layers are int8 (`nn.int8`)."""
 
 
 CONTENDERS = {
@@ -57,6 +60,7 @@ CONTENDERS = {
     "diffusers compiled, memory kept": Contender("diffusers", compiled=True, kept=True),
     "lineardit, torch": Contender("lineardit", kept=True),
     "lineardit, native": Contender("lineardit", kept=True, passes="native"),
+    "lineardit, int8": Contender("lineardit", kept=True, passes="native", int8=True),
 }
 
 
@@ -186,6 +190,9 @@ def _stepping(own: Contender, dtype: torch.dtype) -> Callable[[int], Callable[[]
         return their_step
     ours = _ours(Transformer, config, from_diffusers_transformer(config, theirs.state_dict()))
     del theirs
+    if own.int8:
+        native.use(own.passes)
+        quantize_linears(ours.blocks)
 
     def our_step(size: int) -> Callable[[], Tensor]:
         latents, read = _latents(config.latent_channels, size).to(dtype), ours.read(text, mask)
