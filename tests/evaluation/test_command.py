@@ -49,6 +49,7 @@ def test_scenes_are_asked_of_the_pipeline_and_written(
     monkeypatch.setattr(command, "_pipeline", lambda place: pipe)
     folder = tmp_path / "deep" / "measured"
     options = ["--count", "10", "--seed", "7", "--batch-size", "4", "--num-inference-steps", "9"]
+    options += ["--guidance-interval", "0.2,0.9", "--step-cache", "0.1"]
     assert main(["evaluate", "scenes", *options, "-o", str(folder), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts == json.loads((folder / "scenes.json").read_text("utf-8"))
@@ -56,12 +57,17 @@ def test_scenes_are_asked_of_the_pipeline_and_written(
     assert facts["rates"]["all_right"]["right"] == facts["rates"]["all_right"]["asked"] == 10
     assert facts["settings"]["num_inference_steps"] == 9
     assert facts["settings"]["guidance_scale"] == 3.5
+    assert facts["settings"]["guidance_interval"] == [0.2, 0.9] and facts["settings"]["step_cache"] == 0.1
     assert [call["seed"] for call in pipe.calls] == [[7, 8, 9, 10], [11, 12, 13, 14], [15, 16]]
     assert [prompt for call in pipe.calls for prompt in call["prompts"]] == [
         each.prompt for each in pipe.asked
     ]
     assert all(
-        call["output_type"] == "pt" and call["num_inference_steps"] == 9 and call["sampler"] is None
+        call["output_type"] == "pt"
+        and call["num_inference_steps"] == 9
+        and call["sampler"] is None
+        and call["guidance_interval"] == (0.2, 0.9)
+        and call["step_cache"] == 0.1
         for call in pipe.calls
     )
     with Image.open(folder / "scenes.png") as sheet:
@@ -141,6 +147,11 @@ def test_latents_are_measured_and_an_autoencoder_scaled_by_them_is_written(
         (["reconstruction", "--inception", "/nowhere.pth"], "/nowhere.pth"),
         (["reconstruction", "--lpips", "/nowhere.safetensors"], "/nowhere.safetensors"),
         (["scenes", "--save", "there"], "--save goes with latents, not with scenes."),
+        (["latents", "--step-cache", "0.1"], "--step-cache goes with scenes, not with latents"),
+        (["latents", "--guidance-interval", "0,0.5"], "--guidance-interval goes with scenes, not with"),
+        (["scenes", "--guidance-interval", "0.5"], "--guidance-interval 0.5 is not two times. Use 0.1,0.9."),
+        (["scenes", "--guidance-interval", "0.9,0.1"], "does not rise within 0 and 1"),
+        (["scenes", "--step-cache", "-1"], "step_cache=-1.0 is not 0 or more"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_in_one_line(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
+from lineardit.cli.options import GuidanceInterval, StepCache, interval
 from lineardit.errors import InputError, OutputError
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ class Sampling(NamedTuple):
     num_inference_steps: int | None
     guidance_scale: float | None
     sampler: str | None
+    guidance_interval: tuple[float, float]
+    step_cache: float
 
 
 class MeasuredOn(NamedTuple):
@@ -100,6 +103,8 @@ def evaluate(
     sampler: Annotated[
         str | None, typer.Option(help="dpm++, euler, heun or scm; the model's own unless given.")
     ] = None,
+    guidance_interval: GuidanceInterval = "0,1",
+    step_cache: StepCache = 0.0,
     lora: Annotated[
         list[str] | None,
         typer.Option(help="scenes: a LoRA, or LoRA:WEIGHT; can be given several times.", show_default=False),
@@ -149,6 +154,10 @@ def evaluate(
         raise InputError(f"{given} goes with reconstruction, not with scenes.")
     if lora and what != "scenes":
         raise InputError(f"--lora goes with scenes, not with {what}: it adds to the transformer.")
+    guided_times = interval(guidance_interval)
+    if what != "scenes" and (step_cache or guided_times != (0.0, 1.0)):
+        given = "--step-cache" if step_cache else "--guidance-interval"
+        raise InputError(f"{given} goes with scenes, not with {what}: it changes how pictures are drawn.")
     if output is not None:
         _check_writable(output)
     from lineardit.cli.generate import weighted_lora
@@ -159,7 +168,7 @@ def evaluate(
     scenes = EmojiScenes(config, seed, split, phrasing=phrasing)
     place = Place(model, device, dtype, tuple(weighted_lora(each) for each in lora or ()))
     if what == "scenes":
-        sampling = Sampling(num_inference_steps, guidance_scale, sampler)
+        sampling = Sampling(num_inference_steps, guidance_scale, sampler, guided_times, step_cache)
         measured = _scenes(place, detector, scenes, count, batch_size, sampling)
     else:
         measured_on = _measured_on(scenes, pictures, size, count, batch_size)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lineardit.cli.options import AutoencoderPlace, TextEncoderPlace
+from lineardit.cli.options import AutoencoderPlace, GuidanceInterval, StepCache, TextEncoderPlace, interval
 from lineardit.cli.sizes import bytes_of
 from lineardit.errors import InputError, OutputError
 
@@ -61,13 +61,8 @@ def generate(
         Path | None, typer.Option(help="What the ControlNet follows: a picture of edges, depth or poses.")
     ] = None,
     control_scale: Annotated[float, typer.Option(help="How much it counts; 0 is off.")] = 1.0,
-    guidance_interval: Annotated[
-        str,
-        typer.Option(help="Times in which guidance applies, 0 the picture, 1 noise; less is faster."),
-    ] = "0,1",
-    step_cache: Annotated[
-        float, typer.Option(help="Skip middle blocks while the first changes less; 0 is exact, 0.1 usual.")
-    ] = 0.0,
+    guidance_interval: GuidanceInterval = "0,1",
+    step_cache: StepCache = 0.0,
     memory: Annotated[
         str | None,
         typer.Option(help="Draw within this much, as 2GB: the same picture in bands.", show_default=False),
@@ -97,7 +92,7 @@ def generate(
     if num_images < 1:
         raise InputError(f"num_images={num_images} is not a positive number. Use 1 or more.")
     weighted = [weighted_lora(each) for each in lora or []]
-    interval, bound = _interval(guidance_interval), None if memory is None else bytes_of(memory)
+    guided_times, bound = interval(guidance_interval), None if memory is None else bytes_of(memory)
     if controlnet is not None and control_image is None:
         raise InputError("--controlnet is given without a picture to follow. Add --control-image FILE.")
     places = _places(output, prompts, seed, num_images)
@@ -137,7 +132,7 @@ def generate(
         seed=seed,
         sampler=sampler,
         controlnet_conditioning_scale=None if control is None else control_scale,
-        guidance_interval=interval,
+        guidance_interval=guided_times,
         step_cache=step_cache,
     )
     console = Console(stderr=True)
@@ -152,15 +147,6 @@ def generate(
             _write(picture, job, place)
             # As it is: no markup in brackets, no line breaks.
             bar.console.out(f"{place}  seed {job.seed}", highlight=False)
-
-
-def _interval(text: str) -> tuple[float, float]:
-    """`0.1,0.9` as two times."""
-    try:
-        lowest, highest = (float(part) for part in text.split(","))
-    except ValueError:
-        raise InputError(f"--guidance-interval {text} is not two times. Use 0.1,0.9.") from None
-    return lowest, highest
 
 
 def weighted_lora(lora: str) -> tuple[str, float]:

@@ -4,9 +4,26 @@ from typing import Annotated
 
 import typer
 
+from lineardit.errors import InputError
+
 AutoencoderPlace = Annotated[
     str | None, typer.Option(help="Place of the autoencoder, where the model has none or another is wanted.")
 ]
 TextEncoderPlace = Annotated[
     str | None, typer.Option(help="Place of the text encoder, likewise; a folder of Gemma-2 will do.")
 ]
+GuidanceInterval = Annotated[
+    str, typer.Option(help="Times in which guidance applies, 0 the picture, 1 noise; less is faster.")
+]
+StepCache = Annotated[
+    float, typer.Option(help="Skip middle blocks while the first changes less; 0 is exact, 0.1 usual.")
+]
+
+
+def interval(text: str) -> tuple[float, float]:
+    """`0.1,0.9` as two times. Raises `InputError` for anything else."""
+    try:
+        lowest, highest = (float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"--guidance-interval {text} is not two times. Use 0.1,0.9.") from None
+    return lowest, highest
