@@ -59,6 +59,8 @@ NUMBERS = {
     "scenes": 200,
     "width": 192,
     "depth": 4,
+    "objects": 12,
+    "max_objects": 2,
 }
 """Options that are whole numbers, and what they are unless given."""
 RESULTS = Path(__file__).parent / "results"
@@ -242,7 +244,7 @@ class Study:
         self.options, self.folder = options, Path(options.folder)
         self.autoencoder = load_autoencoder(WEIGHTS).eval().requires_grad_(False)
         self.encoder = load_text_encoder(WEIGHTS)
-        self.scenes = SceneConfig()
+        self.scenes = SceneConfig(objects=options.objects, max_objects=options.max_objects)
         source = EmojiScenes(self.scenes)
         self.unseen = EmojiScenes(self.scenes, split="held_out", atlas=source.atlas)
         self.pool = encode(options.pool, source, self.autoencoder, self.encoder)
@@ -467,7 +469,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="variants whose name holds this")
     parser.add_argument("--results", type=Path, default=RESULTS, help="where table and plot go")
     for name, value in NUMBERS.items():
-        parser.add_argument(f"--{name}", type=int, default=value)
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     options = parser.parse_args()
     study = Study(options)

@@ -11,7 +11,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,6 +49,7 @@ class Switch(NamedTuple):
     steps: int = 20
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     step_cache: float = 0.0
+    quantize: str | None = None
 
 
 EXACT = Switch("")
@@ -61,6 +62,13 @@ SWITCHES = (
     Switch("--num-inference-steps 14", steps=14),
     Switch("--num-inference-steps 10", steps=10),
     Switch("--num-inference-steps 8", steps=8),
+    Switch("--quantize int8", quantize="int8"),
+    Switch(
+        "--quantize int8 --guidance-interval 0.3,1 --step-cache 0.1",
+        quantize="int8",
+        guidance_interval=(0.3, 1.0),
+        step_cache=0.1,
+    ),
 )
 
 
@@ -72,15 +80,22 @@ class Drawn(NamedTuple):
     seconds: list[float]
 
 
-def draw(pipe: Pipeline, asked: Sequence[Question]) -> dict[Switch, Drawn]:
+def pipelines(dtype: str) -> dict[str | None, Pipeline]:
+    """The bundled model as it is, and quantized."""
+    exact, rounded = (Pipeline.from_pretrained(device="cpu", dtype=dtype) for _ in range(2))
+    rounded.quantize()
+    return {None: exact, "int8": rounded}
+
+
+def draw(pipes: Mapping[str | None, Pipeline], asked: Sequence[Question]) -> dict[Switch, Drawn]:
     """Every scene with every switch; the first scene is drawn once more before anything is timed."""
     made = {switch: Drawn([], []) for switch in SWITCHES}
     for switch in SWITCHES:
-        picture(pipe, asked[0], switch)
+        picture(pipes[switch.quantize], asked[0], switch)
     for number, question in enumerate(asked):
         for switch in rotated(number):
             start = time.perf_counter()
-            image = picture(pipe, question, switch)
+            image = picture(pipes[switch.quantize], question, switch)
             made[switch].seconds.append(time.perf_counter() - start)
             made[switch].images.append(image)
         sys.stderr.write(f"\r{number + 1} of {len(asked)} scenes")
@@ -174,8 +189,8 @@ def main() -> None:
     keep_freed_memory()
     scenes = EmojiScenes(SceneConfig(), options.seed, "held_out", phrasing="train")
     asked = questions(scenes, options.count, scenes.seed)
-    pipe, detector = Pipeline.from_pretrained(device="cpu", dtype=options.dtype), SceneDetector.load(None)
-    made = draw(pipe, asked)
+    detector = SceneDetector.load(None)
+    made = draw(pipelines(options.dtype), asked)
     answered = {switch: judged(asked, made[switch], detector) for switch in SWITCHES}
     rows = [row(switch, made, answered) for switch in SWITCHES]
     exact = compare(scenes, asked, answered[EXACT], detector)
