@@ -8,7 +8,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lineardit.kernels.linear_attention import linear_attention
+from lineardit.kernels.linear_attention import (
+    LinearAttentionState,
+    linear_attention,
+    linear_attention_state,
+)
 from lineardit.nn.norm import RMSNorm
 from lineardit.nn.wide import Conv2d, Linear
 
@@ -45,6 +49,22 @@ class LinearSelfAttention(nn.Module):
             self._heads(value),
             feature_map=self.feature_map,
         )
+        return self._joined(mixed)
+
+    def state(self, x: Float[Tensor, "b n c"]) -> LinearAttentionState:
+        """All that queries need to know of these tokens; states of disjoint tokens merge."""
+        _, key, value = self.to_qkv(x).chunk(3, dim=-1)
+        return linear_attention_state(
+            self._heads(self.key_norm(key)), self._heads(value), feature_map_name=self.feature_map
+        )
+
+    def attend(self, x: Float[Tensor, "b n c"], state: LinearAttentionState) -> Float[Tensor, "b n c"]:
+        """What these tokens find in the state of all of them: `forward`, where `x` is all of them."""
+        query = self.to_qkv(x).chunk(3, dim=-1)[0]
+        heads = self._heads(self.query_norm(query))
+        return self._joined(linear_attention(heads, None, None, feature_map=self.feature_map, state=state))
+
+    def _joined(self, mixed: Float[Tensor, "b heads n d"]) -> Float[Tensor, "b n c"]:
         out: Tensor = self.to_out(rearrange(mixed, "b heads n d -> b n (heads d)"))
         return out
 
