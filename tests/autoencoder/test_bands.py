@@ -5,7 +5,8 @@ import torch
 
 from lineardit.autoencoder import bands
 from lineardit.autoencoder.bands import decode_in_bands, encode_in_bands
-from lineardit.autoencoder.model import Autoencoder
+from lineardit.autoencoder.model import AnyAutoencoderConfig, Autoencoder
+from lineardit.config.article import ArticleAutoencoderConfig
 from lineardit.config.models import AutoencoderConfig, StageConfig
 from lineardit.errors import InputError
 
@@ -20,7 +21,7 @@ def res(width: int, depth: int, **options: str) -> StageConfig:
     return StageConfig(width=width, depth=depth, **options)
 
 
-CONFIGS = {
+CONFIGS: dict[str, AnyAutoencoderConfig] = {
     "f16, a first stage of its own": AutoencoderConfig(
         latent_channels=4,
         encoder=(res(8, 1), res(8, 1), res(16, 2), vit(16, 1), vit(32, 2, ())),
@@ -37,10 +38,11 @@ CONFIGS = {
         downsample="pixel_unshuffle",
         upsample="pixel_shuffle",
     ),
+    "the article's": ArticleAutoencoderConfig(latent_channels=4, base_width=8, halvings=3),
 }
 
 
-def filled(config: AutoencoderConfig) -> Autoencoder:
+def filled(config: AnyAutoencoderConfig) -> Autoencoder:
     torch.manual_seed(0)
     model = Autoencoder(config).eval()
     with torch.no_grad():  # norms and biases too: a row that is missed must show
@@ -62,11 +64,22 @@ def test_bands_decode_and_encode_as_the_whole_does(name: str, rows: int) -> None
     torch.testing.assert_close(encode_in_bands(model, images, rows), model.encode(images), **CLOSE)
 
 
-@pytest.mark.parametrize("lacking", ["Upsample", "ResidualBlock", "Downsample"])
+@pytest.mark.parametrize(
+    ("lacking", "name"),
+    [
+        ("Upsample", "f16, a first stage of its own"),
+        ("ResidualBlock", "f16, a first stage of its own"),
+        ("Downsample", "f16, a first stage of its own"),
+        ("PlainUpsample", "the article's"),
+        ("PlainBlock", "the article's"),
+        ("Conv2d", "the article's"),
+    ],
+)
 @torch.no_grad()
-def test_one_row_less_would_be_seen(lacking: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_row_less_would_be_seen(lacking: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The reach of each layer is no larger than it must be, nor smaller: without it the result changes."""
-    model = filled(CONFIGS["f16, a first stage of its own"])
+    model = filled(CONFIGS[name])
+    stride = model.config.stride
     known = bands._layer
 
     def short_sighted(module: torch.nn.Module) -> object:
@@ -77,7 +90,7 @@ def test_one_row_less_would_be_seen(lacking: str, monkeypatch: pytest.MonkeyPatc
         return layer
 
     monkeypatch.setattr(bands, "_layer", short_sighted)
-    latents, images = torch.randn(1, 4, 7, 3), torch.randn(1, 3, 7 * 16, 32)
+    latents, images = torch.randn(1, 4, 7, 3), torch.randn(1, 3, 7 * stride, 2 * stride)
     decoded = torch.allclose(decode_in_bands(model, latents, 2), model.decode(latents), **CLOSE)
     encoded = torch.allclose(encode_in_bands(model, images, 2), model.encode(images), **CLOSE)
     assert not (decoded and encoded)

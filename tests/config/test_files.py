@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lineardit.config.files import explain, parse_run, read_run
+from lineardit.config.files import KINDS, explain, parse_run, read_run
 from lineardit.config.runs import AutoencoderRun, TextRun, TransformerRun
 from lineardit.errors import ConfigError
 
@@ -124,7 +124,10 @@ def test_a_model_section_states_its_differences_from_a_preset() -> None:
             "model.encoder.2.width=3",
             "unknown key model.encoder.2: model.encoder is a list. Use a number from 0 to 1.",
         ),
-        ("loss.qqqq=1", "unknown key loss.qqqq. Known there: l1, mse, perceptual, lpips, adversarial."),
+        (
+            "loss.qqqq=1",
+            "unknown key loss.qqqq. Known there: l1, mse, perceptual, lpips, adversarial, latent.",
+        ),
         ("train.steps.more=1", "unknown key train.steps.more: train.steps is a single value, 1000."),
         ("train.steps", "'train.steps' is no override. Write key=value, as in train.steps=100."),
         ("=3", "'=3' is no override. Write key=value, as in train.steps=100."),
@@ -134,7 +137,7 @@ def test_a_model_section_states_its_differences_from_a_preset() -> None:
         ("loss.l1=0", "loss.l1, mse and perceptual are all 0: nothing would be learned. Use l1=1.0."),
         (
             "kind=image",
-            "the recipe has kind='image'. Use one of autoencoder, transformer, text, detector, finetune.",
+            f"the recipe has kind='image'. Use one of {', '.join(KINDS)}.",
         ),
     ],
 )

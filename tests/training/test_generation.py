@@ -28,16 +28,11 @@ from lineardit.interop.text import load_text_encoder, save_text_encoder
 from lineardit.pipeline import Pipeline
 from lineardit.text.embedding import TextEmbedding
 from lineardit.text.offline import OfflineEncoder
-from lineardit.training import generation
+from lineardit.training import pool as pools
 from lineardit.training.checkpoint import load_newest
-from lineardit.training.generation import (
-    CaptionPool,
-    GenerationTask,
-    pool_captions,
-    pool_latents,
-    train_transformer,
-)
+from lineardit.training.generation import GenerationTask, train_transformer
 from lineardit.training.loop import step_generator
+from lineardit.training.pool import CaptionPool, pool_captions, pool_latents
 from lineardit.training.shares import Share
 from lineardit.transformer.model import Transformer
 
@@ -55,8 +50,8 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
         return Atlas(names, glyphs.to(torch.uint8))
 
     monkeypatch.setattr(Atlas, "from_font", from_font)
-    monkeypatch.setattr(generation, "SHARD", SHARD)
-    monkeypatch.setattr(generation, "ENCODED_AT_ONCE", 5)
+    monkeypatch.setattr(pools, "SHARD", SHARD)
+    monkeypatch.setattr(pools, "ENCODED_AT_ONCE", 5)
 
 
 @pytest.fixture
@@ -148,7 +143,7 @@ def test_a_pool_is_computed_once_and_reused(
         raise AssertionError("computed again")
 
     monkeypatch.setattr(EmojiScenes, "draw", again)
-    monkeypatch.setattr(generation, "_embedded", again)
+    monkeypatch.setattr(pools, "_embedded", again)
     reused = fill(run)
     assert torch.equal(pool.latents, reused.latents)
     assert torch.equal(pool.captions.vectors, reused.captions.vectors)

@@ -9,10 +9,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lineardit.autoencoder.model import PIXEL_CHANNELS
+from lineardit.autoencoder.blocks import PIXEL_CHANNELS
 from lineardit.config.article import ArticleAutoencoderConfig
-from lineardit.errors import check_multiple
 from lineardit.nn.norm import ChannelRMSNorm
+from lineardit.nn.wide import Conv2d
 
 
 class PlainBlock(nn.Module):
@@ -21,8 +21,8 @@ class PlainBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.first_norm, self.second_norm = ChannelRMSNorm(width, bias=True), ChannelRMSNorm(width, bias=True)
-        self.first = nn.Conv2d(width, width, 3, padding=1)
-        self.second = nn.Conv2d(width, width, 3, padding=1)
+        self.first = Conv2d(width, width, 3, padding=1)
+        self.second = Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Refine every pixel from its 5x5 neighbourhood."""
@@ -31,43 +31,28 @@ class PlainBlock(nn.Module):
         return x + refined
 
 
-class _Up(nn.Sequential):
+class PlainUpsample(nn.Sequential):
+    """Every pixel four times, then a 3x3 convolution."""
+
     def __init__(self, width: int, out: int) -> None:
-        super().__init__(nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(width, out, 3, padding=1))
+        super().__init__(nn.Upsample(scale_factor=2, mode="nearest"), Conv2d(width, out, 3, padding=1))
 
 
-class ArticleAutoencoder(nn.Module):
-    """Pixels in [-1, 1] to latents at 1/32 of the side, and back; one latent per picture, no sampling."""
+class ArticleEncoder(nn.Sequential):
+    """Pixels in [-1, 1] to latents: strided convolutions, a residual block after each but the last."""
 
     def __init__(self, config: ArticleAutoencoderConfig) -> None:
-        super().__init__()
-        self.config = config
-        widths = config.widths
-        down: list[nn.Module] = []
-        for width, out in pairwise((PIXEL_CHANNELS, *widths)):
-            down += [nn.Conv2d(width, out, 3, stride=2, padding=1), PlainBlock(out)]
-        self.encoder = nn.Sequential(*down, nn.Conv2d(widths[-1], config.latent_channels, 3, 2, 1))
-        up: list[nn.Module] = []
-        for width, out in pairwise((config.latent_channels, *reversed(widths))):
-            up += [_Up(width, out), PlainBlock(out)]
-        self.decoder = nn.Sequential(*up, _Up(widths[0], PIXEL_CHANNELS))
+        layers: list[nn.Module] = []
+        for width, out in pairwise((PIXEL_CHANNELS, *config.widths)):
+            layers += [Conv2d(width, out, 3, stride=2, padding=1), PlainBlock(out)]
+        super().__init__(*layers, Conv2d(config.widths[-1], config.latent_channels, 3, 2, 1))
 
-    def encode(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b c h w"]:
-        """The latents. Raises: ShapeError where a side is no multiple of the stride."""
-        stride = self.config.stride
-        for name, side in zip(("height", "width"), images.shape[-2:], strict=True):
-            check_multiple(name, side, stride, f"{stride}, the pixels per latent")
-        latents: Tensor = self.encoder(images)
-        return latents
 
-    def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
-        """Pixels, not clamped."""
-        pixels: Tensor = self.decoder(latents)
-        return pixels
+class ArticleDecoder(nn.Sequential):
+    """The encoder's mirror: latents to pixels, not clamped."""
 
-    def forward(
-        self, images: Float[Tensor, "b 3 H W"]
-    ) -> tuple[Float[Tensor, "b 3 H W"], Float[Tensor, "b c h w"]]:
-        """The reconstruction and the latents."""
-        latents = self.encode(images)
-        return self.decode(latents), latents
+    def __init__(self, config: ArticleAutoencoderConfig) -> None:
+        layers: list[nn.Module] = []
+        for width, out in pairwise((config.latent_channels, *reversed(config.widths))):
+            layers += [PlainUpsample(width, out), PlainBlock(out)]
+        super().__init__(*layers, PlainUpsample(config.widths[0], PIXEL_CHANNELS))

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lineardit.autoencoder.article import ArticleDecoder, ArticleEncoder, PlainBlock, PlainUpsample
 from lineardit.autoencoder.blocks import EfficientViTBlock, ResidualBlock
 from lineardit.autoencoder.model import Autoencoder, Decoder, Encoder, pixels_first
 from lineardit.autoencoder.resample import Downsample, Upsample, average_channels, duplicate_channels
@@ -135,7 +136,11 @@ def _attending(block: EfficientViTBlock, x: Tensor, band: int) -> Iterator[Local
     yield Local(block.fed, 1)
 
 
-def _decoder_layers(decoder: Decoder) -> Iterator[Local | EfficientViTBlock]:
+def _decoder_layers(decoder: nn.Module) -> Iterator[Local | EfficientViTBlock]:
+    if isinstance(decoder, ArticleDecoder):
+        yield from map(_layer, decoder)
+        return
+    assert isinstance(decoder, Decoder)
     width = decoder.bottom_width
     yield Local(lambda x: decoder.stem(x) + duplicate_channels(x, width), 1)
     for stage in decoder.stages:
@@ -145,7 +150,11 @@ def _decoder_layers(decoder: Decoder) -> Iterator[Local | EfficientViTBlock]:
     yield _layer(decoder.head)
 
 
-def _encoder_layers(encoder: Encoder) -> Iterator[Local | EfficientViTBlock]:
+def _encoder_layers(encoder: nn.Module) -> Iterator[Local | EfficientViTBlock]:
+    if isinstance(encoder, ArticleEncoder):
+        yield from map(_layer, encoder)
+        return
+    assert isinstance(encoder, Encoder)
     yield _layer(encoder.stem)
     for stage in encoder.stages:
         assert isinstance(stage, nn.Sequential)
@@ -156,11 +165,11 @@ def _encoder_layers(encoder: Encoder) -> Iterator[Local | EfficientViTBlock]:
 def _layer(module: nn.Module) -> Local | EfficientViTBlock:
     if isinstance(module, EfficientViTBlock):
         return module
-    if isinstance(module, ResidualBlock):
+    if isinstance(module, ResidualBlock | PlainBlock):
         return Local(module, 2)
-    if isinstance(module, Upsample):
+    if isinstance(module, Upsample | PlainUpsample):
         return Local(module, 1, grows=2)
     if isinstance(module, Downsample):
         return Local(module, 1, shrinks=2)
     assert isinstance(module, nn.Conv2d)
-    return Local(module, 1)
+    return Local(module, 1, shrinks=module.stride[0])

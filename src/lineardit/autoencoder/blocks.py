@@ -11,6 +11,7 @@ from lineardit.nn.feed_forward import GLUMBConv
 from lineardit.nn.norm import ChannelRMSNorm, RMSNorm
 from lineardit.nn.wide import BatchNorm2d, Conv2d
 
+PIXEL_CHANNELS = 3
 ACTIVATIONS: dict[str, type[nn.Module]] = {"silu": nn.SiLU, "relu": nn.ReLU}
 GLU_RATIO = 4
 

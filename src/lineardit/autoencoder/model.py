@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lineardit.autoencoder.blocks import stage_blocks
+from lineardit.autoencoder.article import ArticleDecoder, ArticleEncoder
+from lineardit.autoencoder.blocks import PIXEL_CHANNELS, stage_blocks
 from lineardit.autoencoder.resample import (
     Downsample,
     Upsample,
@@ -14,13 +15,15 @@ from lineardit.autoencoder.resample import (
     check_ratio,
     duplicate_channels,
 )
+from lineardit.config.article import ArticleAutoencoderConfig
 from lineardit.config.models import AutoencoderConfig
 from lineardit.errors import check_multiple
 from lineardit.kernels import native
 from lineardit.nn.norm import ChannelRMSNorm
 from lineardit.nn.wide import Conv2d
 
-PIXEL_CHANNELS = 3
+AnyAutoencoderConfig = AutoencoderConfig | ArticleAutoencoderConfig
+"""Shapes that an `Autoencoder` is built from."""
 
 
 class Encoder(nn.Module):
@@ -93,16 +96,22 @@ class Decoder(nn.Module):
 class Autoencoder(nn.Module):
     """Encoder and decoder, with the latents' measured shift and scale between them and the transformer.
 
-    Deterministic: one latent per picture, no sampling, as all published DC-AEs are.
+    Deterministic: one latent per picture, no sampling, as all published DC-AEs are. The article's DC-AE has
+    halves of its own.
     """
 
+    encoder: nn.Module
+    decoder: nn.Module
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, config: AutoencoderConfig) -> None:
+    def __init__(self, config: AnyAutoencoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder, self.decoder = Encoder(config), Decoder(config)
+        if isinstance(config, ArticleAutoencoderConfig):
+            self.encoder, self.decoder = ArticleEncoder(config), ArticleDecoder(config)
+        else:
+            self.encoder, self.decoder = Encoder(config), Decoder(config)
         self.register_buffer("shift", _per_channel(config.latent_shift), persistent=False)
         self.register_buffer("scale", _per_channel(config.latent_scale), persistent=False)
 

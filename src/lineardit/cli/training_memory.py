@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from lineardit.config.article import ARTICLES, ArticleAutoencoderConfig, ArticleConfig
 from lineardit.config.files import Recipe
-from lineardit.config.models import AutoencoderConfig
-from lineardit.config.runs import AutoencoderRun, OptimizerConfig, TransformerRun
+from lineardit.config.models import AutoencoderConfig, TransformerConfig
+from lineardit.config.runs import OptimizerConfig, PoolRun, ReconstructionRun
 from lineardit.errors import InputError
 
 GPUS = (12, 16, 24, 40, 48, 80, 96, 141, 192)
@@ -49,14 +50,16 @@ def print_training_memory(
     """What a training step of a published transformer takes on one GPU."""
     from rich.console import Console
 
-    from lineardit.config.presets import transformer_preset
+    from lineardit.config.presets import TRANSFORMERS, named
     from lineardit.errors import check_multiple
     from lineardit.training.memory import transformer_memory
 
-    config = transformer_preset(preset)
+    presets: dict[str, TransformerConfig | ArticleConfig] = {**TRANSFORMERS, **ARTICLES}
+    config = named(preset, presets, "transformer")
     stride = 32  # of the autoencoder that all of them were published with
     unit = stride * config.patch_size
-    size = config.position_base * unit
+    side = config.position_side if isinstance(config, ArticleConfig) else config.position_base
+    size = side * unit
     height, width = height or size, width or size
     for name, side in (("height", height), ("width", width)):
         check_multiple(name, side, unit, f"{unit}, the pixels per token")
@@ -81,16 +84,17 @@ def print_training_memory(
     console.print("again: checkpoint_activations, blocks are computed again on the way back", highlight=False)
 
 
-def _autoencoder(run: Recipe) -> AutoencoderConfig | None:
+def _autoencoder(run: Recipe) -> AutoencoderConfig | ArticleAutoencoderConfig | None:
     """The configuration of the autoencoder that a recipe names, if it names one."""
-    named = run.autoencoder if isinstance(run, TransformerRun) else getattr(run, "start", None)
-    if named is None or (isinstance(run, AutoencoderRun) and run.model is not None):
+    place = run.autoencoder if isinstance(run, PoolRun) else getattr(run, "start", None)
+    if place is None or (isinstance(run, ReconstructionRun) and run.model is not None):
         return None
+    from lineardit.interop.bundled import folder_named
     from lineardit.interop.places import open_place
 
-    network = open_place(str(named)).networks.get("autoencoder")
-    if network is None or not isinstance(network.config, AutoencoderConfig):
-        raise InputError(f"{named} holds no autoencoder, of which the plan needs the shape.")
+    network = open_place(str(folder_named(place))).networks.get("autoencoder")
+    if network is None or not isinstance(network.config, AutoencoderConfig | ArticleAutoencoderConfig):
+        raise InputError(f"{place} holds no autoencoder, of which the plan needs the shape.")
     return network.config
 
 

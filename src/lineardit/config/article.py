@@ -1,11 +1,11 @@
 """Shapes of the network and the autoencoder that the article on SANA prints, and their presets."""
 
 from collections.abc import Mapping
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from lineardit.config.models import Config
+from lineardit.config.models import Config, LatentsConfig
 
 
 class ArticleConfig(Config):
@@ -33,6 +33,14 @@ class ArticleConfig(Config):
     """Tokens per side that the learned positions are kept for: 32 for 1024 px."""
     num_steps: int = Field(1000, gt=0)
     """Timesteps of the diffusion: 0 <= t < num_steps."""
+    beta_schedule: Literal["linear", "scaled_linear", "cosine"] = "scaled_linear"
+    """Variances of the steps: equally spaced, with equally spaced roots, or after a cosine."""
+    beta_start: float = Field(0.0001, gt=0, lt=1)
+    """The first variance, as diffusers has it where none is given; cosine has its own ends."""
+    beta_end: float = Field(0.02, gt=0, lt=1)
+    """The last variance."""
+    prediction_type: Literal["epsilon", "sample", "v_prediction"] = "epsilon"
+    """What the network predicts: the noise, the latents without noise, or the velocity of the path."""
 
     @model_validator(mode="after")
     def heads_fill_the_width(self) -> Self:
@@ -54,15 +62,21 @@ class ArticleConfig(Config):
         return self.width // self.heads
 
     @property
+    def prompt_blocks(self) -> int:
+        """Cross-attentions in all blocks together."""
+        return self.depth // self.cross_attention_every
+
+    @property
     def hidden_width(self) -> int:
         """Hidden channels of the Mix-FFN."""
         return int(self.feed_forward_ratio * self.width)
 
 
-class ArticleAutoencoderConfig(Config):
+class ArticleAutoencoderConfig(LatentsConfig):
     """The article's DC-AE (its section 3.3): strided convolutions and one residual block between them."""
 
     latent_channels: int = Field(32, gt=0)
+    """Channels of the latents."""
     base_width: int = Field(128, gt=0)
     """Channels at half of the side; each further halving doubles them."""
     halvings: int = Field(5, ge=2)
@@ -77,19 +91,6 @@ class ArticleAutoencoderConfig(Config):
     def widths(self) -> tuple[int, ...]:
         """Channels after each halving but the last, which gives the latents."""
         return tuple(self.base_width * 2**number for number in range(self.halvings - 1))
-
-
-class ArticleLossConfig(Config):
-    """Weights of the four losses (its section 3.4)."""
-
-    l1: float = Field(1.0, ge=0)
-    """Of the mean absolute error, pixels in [-1, 1]."""
-    perceptual: float = Field(0.5, ge=0)
-    """Of the distance between features."""
-    adversarial: float = Field(0.1, ge=0)
-    """Of what the discriminator finds wrong."""
-    latent: float = Field(1e-4, ge=0)
-    """Of the distance of the latents' moments from zero mean and unit deviation."""
 
 
 ARTICLES: Mapping[str, ArticleConfig] = {"article-sana": ArticleConfig()}

@@ -14,11 +14,19 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
+from lineardit.config.article import ARTICLE_AUTOENCODERS, ARTICLES
 from lineardit.config.detector import DetectorRun
 from lineardit.config.finetune import FinetuneRun
 from lineardit.config.models import Config
-from lineardit.config.presets import autoencoder_preset, transformer_preset
-from lineardit.config.runs import AutoencoderRun, Run, TextRun, TransformerRun
+from lineardit.config.presets import AUTOENCODERS, TRANSFORMERS, named
+from lineardit.config.runs import (
+    ArticleAutoencoderRun,
+    ArticleTransformerRun,
+    AutoencoderRun,
+    Run,
+    TextRun,
+    TransformerRun,
+)
 from lineardit.errors import ConfigError
 
 Recipe = Run | DetectorRun | FinetuneRun
@@ -26,7 +34,9 @@ Recipe = Run | DetectorRun | FinetuneRun
 
 KINDS: Mapping[str, type[Recipe]] = {
     "autoencoder": AutoencoderRun,
+    "article-autoencoder": ArticleAutoencoderRun,
     "transformer": TransformerRun,
+    "article-transformer": ArticleTransformerRun,
     "text": TextRun,
     "detector": DetectorRun,
     "finetune": FinetuneRun,
@@ -70,7 +80,7 @@ def parse_run(text: str, overrides: Sequence[str] = (), source: str = "the recip
         given = "has no key kind" if kind is None else f"has kind={kind!r}"
         raise ConfigError(f"{source} {given}. Use one of {', '.join(KINDS)}.")
     run = _build(run_class, recipe, path=(), paths=list(_key_paths(run_class)))
-    assert isinstance(run, AutoencoderRun | TransformerRun | TextRun | DetectorRun | FinetuneRun)
+    assert isinstance(run, Recipe)
     return run
 
 
@@ -116,10 +126,22 @@ def _expand_preset(recipe: dict[str, Any]) -> None:
         return
     name = str(model.pop("preset"))
     try:
-        preset = autoencoder_preset(name) if recipe.get("kind") == "autoencoder" else transformer_preset(name)
+        preset = _preset(name, str(recipe.get("kind")))
     except ConfigError as error:
         raise ConfigError(f"model.preset: {error}") from None
     recipe["model"] = preset.model_dump(mode="json") | model
+
+
+def _preset(name: str, kind: str) -> Config:
+    """The preset of that name among those of a kind of run."""
+    match kind:
+        case "autoencoder":
+            return named(name, AUTOENCODERS, "autoencoder")
+        case "article-autoencoder":
+            return named(name, ARTICLE_AUTOENCODERS, "autoencoder")
+        case "article-transformer":
+            return named(name, ARTICLES, "transformer")
+    return named(name, TRANSFORMERS, "transformer")
 
 
 def _index(items: list[Any], part: str, before: list[str]) -> int:

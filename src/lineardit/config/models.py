@@ -1,6 +1,7 @@
 """Shapes of the networks: frozen, validated, and free of torch so that they load at once."""
 
 import difflib
+from abc import abstractmethod
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -118,10 +119,33 @@ class StageConfig(Config):
     """Activation of residual blocks."""
 
 
-class AutoencoderConfig(Config):
-    """A deep-compression autoencoder (DC-AE, arXiv:2410.10733)."""
+class LatentsConfig(Config):
+    """What every autoencoder says of its latents."""
 
     latent_channels: int = Field(gt=0)
+    latent_scale: tuple[float, ...] = (1.0,)
+    """Latents handed to the transformer are (latents - shift) * scale: one number, or one per channel."""
+    latent_shift: tuple[float, ...] = (0.0,)
+
+    @model_validator(mode="after")
+    def scales_fit_the_channels(self) -> Self:
+        for name in ("latent_scale", "latent_shift"):
+            count = len(getattr(self, name))
+            if count not in {1, self.latent_channels}:
+                raise ValueError(
+                    f"{name} has {count} numbers: give 1 or latent_channels={self.latent_channels}."
+                )
+        return self
+
+    @property
+    @abstractmethod
+    def stride(self) -> int:
+        """Pixels per latent and side."""
+
+
+class AutoencoderConfig(LatentsConfig):
+    """A deep-compression autoencoder (DC-AE, arXiv:2410.10733)."""
+
     encoder: tuple[StageConfig, ...] = Field(min_length=2)
     """From the highest resolution to the lowest; each further stage halves the side."""
     decoder: tuple[StageConfig, ...] = Field(min_length=2)
@@ -131,12 +155,9 @@ class AutoencoderConfig(Config):
     """Strided convolution, or convolution then space-to-channel."""
     upsample: Literal["interpolate", "pixel_shuffle"] = "pixel_shuffle"
     """Nearest interpolation then convolution, or convolution then channel-to-space."""
-    latent_scale: tuple[float, ...] = (1.0,)
-    """Latents handed to the transformer are (latents - shift) * scale: one number, or one per channel."""
-    latent_shift: tuple[float, ...] = (0.0,)
 
     @model_validator(mode="after")
-    def stages_and_scales_fit(self) -> Self:
+    def stages_fit(self) -> Self:
         if len(self.encoder) != len(self.decoder):
             raise ValueError(
                 f"the encoder has {len(self.encoder)} stages and the decoder {len(self.decoder)}: "
@@ -154,12 +175,6 @@ class AutoencoderConfig(Config):
                 raise ValueError(
                     f"width={stage.width} of an EfficientViT stage is no multiple of "
                     f"attention_head_dim={self.attention_head_dim}."
-                )
-        for name in ("latent_scale", "latent_shift"):
-            count = len(getattr(self, name))
-            if count not in {1, self.latent_channels}:
-                raise ValueError(
-                    f"{name} has {count} numbers: give 1 or latent_channels={self.latent_channels}."
                 )
         return self
 

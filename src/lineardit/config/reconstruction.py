@@ -43,6 +43,8 @@ class ReconstructionConfig(Config):
     lpips: Path | None = None
     """File of the published LPIPS weights over VGG-16, as safetensors; fixed filters take their place."""
     adversarial: AdversarialConfig = AdversarialConfig()
+    latent: float = Field(0.0, ge=0)
+    """Of the distance of the latents' moments from zero mean and unit variance, before shift and scale."""
 
     @model_validator(mode="after")
     def something_is_learned(self) -> Self:

@@ -5,8 +5,19 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from lineardit.config.models import AutoencoderConfig, Config, SceneTextConfig, TransformerConfig
-from lineardit.config.reconstruction import Learns, PicturesConfig, ReconstructionConfig
+from lineardit.config.article import ArticleAutoencoderConfig, ArticleConfig
+from lineardit.config.models import (
+    AutoencoderConfig,
+    Config,
+    SceneTextConfig,
+    TransformerConfig,
+)
+from lineardit.config.reconstruction import (
+    AdversarialConfig,
+    Learns,
+    PicturesConfig,
+    ReconstructionConfig,
+)
 from lineardit.config.scenes import SceneConfig
 
 
@@ -125,12 +136,10 @@ class SampleConfig(Config):
     """1 draws without guidance."""
 
 
-class AutoencoderRun(Config):
-    """Train an autoencoder on drawn scenes, or on the pictures of a folder."""
+class ReconstructionRun(Config):
+    """What all runs share that train an autoencoder, on drawn scenes or on the pictures of a folder."""
 
-    kind: Literal["autoencoder"] = "autoencoder"
-    """Tells recipes apart."""
-    model: AutoencoderConfig | None = None
+    model: AutoencoderConfig | ArticleAutoencoderConfig | None = None
     """Its shape; that of the autoencoder in `start` unless given."""
     start: Path | None = None
     """Folder, file or hub id of an autoencoder that this run starts from; emoji is the bundled one."""
@@ -169,21 +178,39 @@ class AutoencoderRun(Config):
         return self
 
 
-class TransformerRun(Config):
-    """Train a transformer on the latents and captions of drawn scenes."""
+class AutoencoderRun(ReconstructionRun):
+    """Train an autoencoder on drawn scenes, or on the pictures of a folder."""
 
-    kind: Literal["transformer"] = "transformer"
+    kind: Literal["autoencoder"] = "autoencoder"
     """Tells recipes apart."""
-    model: TransformerConfig
+    model: AutoencoderConfig | None = None
+
+
+class ArticleAutoencoderRun(ReconstructionRun):
+    """Train the article's autoencoder, by default on the article's four losses."""
+
+    kind: Literal["article-autoencoder"] = "article-autoencoder"
+    """Tells recipes apart."""
+    model: ArticleAutoencoderConfig | None = None
+    learns: Literal["all", "decoder"] = "all"
+    """all: everything. decoder: all of it; latents stay what they are."""
+    loss: ReconstructionConfig = ReconstructionConfig(
+        perceptual=0.5, adversarial=AdversarialConfig(weight=0.1, adaptive=False), latent=1e-4
+    )
+
+
+class PoolRun(Config):
+    """What all runs share that train a network on latents and captions of scenes that were drawn once."""
+
+    model: TransformerConfig | ArticleConfig
     scenes: SceneConfig = SceneConfig()
     train: LoopConfig
     autoencoder: Path
-    """Folder of the trained autoencoder."""
+    """Folder of the trained autoencoder; emoji is the bundled one."""
     text_encoder: Path
-    """Folder of the text encoder; it stays as it is."""
+    """Folder of the text encoder, which stays as it is; emoji is the bundled one."""
     start: Path | None = None
     """Folder of a model whose transformer this run starts from; without it, from random weights."""
-    times: TimeConfig = TimeConfig()
     prompt_dropout: float = Field(0.1, ge=0, lt=1)
     """Share of samples that are shown no prompt, so that guidance has something to lead away from."""
     pool: int = Field(100_000, gt=0)
@@ -193,8 +220,26 @@ class TransformerRun(Config):
     pair_repeats: int = Field(1, gt=0)
     """How often an epoch shows a scene of two different objects, which are harder than all others."""
     layout_weight: float = Field(0.0, ge=0)
-    """Weight of the loss of naming the object at each token, beside that of the velocity; 0 leaves it out."""
+    """Weight of the loss of naming the object at each token, beside that of the network; 0 leaves it out."""
     sample: SampleConfig = SampleConfig()
+
+
+class TransformerRun(PoolRun):
+    """Train a transformer on the latents and captions of drawn scenes, along the flow path."""
+
+    kind: Literal["transformer"] = "transformer"
+    """Tells recipes apart."""
+    model: TransformerConfig
+    times: TimeConfig = TimeConfig()
+
+
+class ArticleTransformerRun(PoolRun):
+    """Train the article's SANA on the latents and captions of drawn scenes, along its DDPM path."""
+
+    kind: Literal["article-transformer"] = "article-transformer"
+    """Tells recipes apart."""
+    model: ArticleConfig
+    sample: SampleConfig = SampleConfig(guidance_scale=7.5)
 
 
 class TextRun(Config):
@@ -226,4 +271,4 @@ class TextRun(Config):
         return self
 
 
-Run = AutoencoderRun | TransformerRun | TextRun
+Run = AutoencoderRun | ArticleAutoencoderRun | TransformerRun | ArticleTransformerRun | TextRun

@@ -4,8 +4,9 @@ Times are whole, fall, and end with -1, the image itself. States stay in float32
 noise is, whatever the dtype of the model: its output is converted once a call.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -14,6 +15,7 @@ from torch import Tensor
 from lineardit.diffusion.multistep import Level, second_order_multistep
 from lineardit.diffusion.paths import DDPMPath, Samples, Velocity, widened
 from lineardit.diffusion.predictions import Prediction
+from lineardit.diffusion.samplers import chosen
 from lineardit.diffusion.states import State
 from lineardit.diffusion.times import check_steps
 from lineardit.errors import InputError
@@ -88,6 +90,28 @@ def discrete_dpm_solver_pp_2m(
         return prediction.x0(predicted, x, at)
 
     return second_order_multistep(denoise, widened(noise), [float(stop) for stop in stops], levels)
+
+
+class DiscreteSampler(NamedTuple):
+    """A sampler with the times that it is known by."""
+
+    times: Callable[[int, DDPMPath], Tensor]
+    states: Callable[[Velocity, Tensor, Tensor, Prediction, FreshNoise], Iterator[State]]
+
+
+DISCRETE_SAMPLERS: Mapping[str, DiscreteSampler] = {
+    "ddim": DiscreteSampler(leading_times, lambda model, x, times, seen, _: ddim(model, x, times, seen)),
+    "ddpm": DiscreteSampler(leading_times, ancestral),
+    "dpm++": DiscreteSampler(
+        linspace_times, lambda model, x, times, seen, _: discrete_dpm_solver_pp_2m(model, x, times, seen)
+    ),
+}
+"""By the names that the command line and the server take; the times are those of diffusers' schedulers."""
+
+
+def discrete_sampler_named(name: str) -> DiscreteSampler:
+    """The DDPM sampler of that name. Raises `InputError`, with the names there are, for another one."""
+    return chosen(name, DISCRETE_SAMPLERS)
 
 
 def _evaluate(model: Velocity, x: Tensor, time: int) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -25,6 +26,19 @@ Weighting = Callable[[Tensor], Tensor]
 """times (b,) -> weights (b,) of the losses at these times."""
 
 
+@runtime_checkable
+class Objective(Protocol):
+    """What a network learns at times that the objective draws."""
+
+    def draw_times(self, count: int, generator: torch.Generator) -> Times:
+        """Where training looks, on the generator's device."""
+        ...
+
+    def loss_at(self, model: Velocity, latents: Samples, noise: Samples, times: Times, /) -> PerSample:
+        """Losses at given noise and times."""
+        ...
+
+
 @dataclass(frozen=True)
 class FlowMatching:
     """loss = w(t) mean((v(x_t, t) - (noise - x0))^2) with x_t = (1 - t) x0 + t noise.
@@ -44,9 +58,13 @@ class FlowMatching:
     def __post_init__(self) -> None:
         check_shift(self.shift)
 
+    def draw_times(self, count: int, generator: torch.Generator) -> PerSample:
+        """Where training looks, after the shift; float32, on the generator's device."""
+        return shift_times(self.time_distribution.draw(count, generator), self.shift)
+
     def loss(self, velocity: Velocity, latents: Samples, generator: torch.Generator) -> PerSample:
         """Losses at times and noise drawn from `generator`, which may live on another device."""
-        times = shift_times(self.time_distribution.draw(len(latents), generator), self.shift)
+        times = self.draw_times(len(latents), generator)
         return self.loss_at(velocity, latents, draw_noise(latents, generator), times.to(latents.device))
 
     def loss_at(self, velocity: Velocity, latents: Samples, noise: Samples, times: PerSample) -> PerSample:
@@ -76,11 +94,15 @@ class Denoising:
             given = type(self.prediction.path).__name__
             raise ConfigError(f"Denoising draws whole times, which {given} has not. Use a DDPMPath.")
 
-    def loss(self, model: Velocity, latents: Samples, generator: torch.Generator) -> PerSample:
-        """Losses at times and noise drawn from `generator`, which may live on another device."""
+    def draw_times(self, count: int, generator: torch.Generator) -> Times:
+        """Whole times, each as likely as any other, on the generator's device."""
         path = self.prediction.path
         assert isinstance(path, DDPMPath)
-        times = torch.randint(path.steps, (len(latents),), generator=generator, device=generator.device)
+        return torch.randint(path.steps, (count,), generator=generator, device=generator.device)
+
+    def loss(self, model: Velocity, latents: Samples, generator: torch.Generator) -> PerSample:
+        """Losses at times and noise drawn from `generator`, which may live on another device."""
+        times = self.draw_times(len(latents), generator)
         return self.loss_at(model, latents, draw_noise(latents, generator), times.to(latents.device))
 
     def loss_at(self, model: Velocity, latents: Samples, noise: Samples, times: Times) -> PerSample:

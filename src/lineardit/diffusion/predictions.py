@@ -1,11 +1,13 @@
 """What a network may predict along a path: its target, and the way back to image and noise."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
-from lineardit.diffusion.paths import Path, PerSample, Samples, Times
+from lineardit.config.article import ArticleConfig
+from lineardit.diffusion.paths import DDPMPath, Path, PerSample, Samples, Times
 
 
 @dataclass(frozen=True)
@@ -89,3 +91,28 @@ class VelocityPrediction(Prediction):
     def magnification(self, times: Times) -> PerSample:
         """1 / sigma^2."""
         return self.path.sigma(times).square().reciprocal()
+
+
+PREDICTIONS: Mapping[str, type[Prediction]] = {
+    "epsilon": NoisePrediction,
+    "sample": ImagePrediction,
+    "v_prediction": VelocityPrediction,
+}
+"""By the names that configurations have for them."""
+
+
+def ddpm_prediction(config: ArticleConfig) -> Prediction:
+    """What a network of this configuration predicts, along its path."""
+    return PREDICTIONS[config.prediction_type](ddpm_path(config))
+
+
+def ddpm_path(config: ArticleConfig) -> DDPMPath:
+    """The path that a network of this configuration was trained on."""
+    ends = config.num_steps, config.beta_start, config.beta_end
+    match config.beta_schedule:
+        case "linear":
+            return DDPMPath.linear(*ends)
+        case "scaled_linear":
+            return DDPMPath.scaled_linear(*ends)
+        case "cosine":
+            return DDPMPath.cosine(config.num_steps)

@@ -6,8 +6,9 @@ Nothing here disables gradients; the caller does.
 """
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import pairwise
+from typing import TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -16,6 +17,8 @@ from lineardit.diffusion.multistep import Level, second_order_multistep
 from lineardit.diffusion.paths import Samples, Velocity, widened
 from lineardit.diffusion.states import State
 from lineardit.errors import InputError
+
+S = TypeVar("S")
 
 Sampler = Callable[[Velocity, Tensor, Tensor], Iterator[State]]
 """(velocity, noise (b ...), times (stops,)) -> a state after each step."""
@@ -65,12 +68,17 @@ SAMPLERS: dict[str, Sampler] = {"euler": euler, "heun": heun, "dpm++": dpm_solve
 
 
 def sampler_named(name: str) -> Sampler:
-    """The sampler of that name. Raises `InputError`, with the names there are, for another one."""
-    if name not in SAMPLERS:
-        close = difflib.get_close_matches(name, SAMPLERS, n=1)
+    """The flow sampler of that name. Raises `InputError`, with the names there are, for another one."""
+    return chosen(name, SAMPLERS)
+
+
+def chosen(name: str, samplers: Mapping[str, S]) -> S:
+    """One of `samplers` by its name. Raises `InputError`, with the names there are, for another one."""
+    if name not in samplers:
+        close = difflib.get_close_matches(name, samplers, n=1)
         hint = f" Did you mean {close[0]}?" if close else ""
-        raise InputError(f"unknown sampler {name!r}.{hint} Use one of {', '.join(SAMPLERS)}.")
-    return SAMPLERS[name]
+        raise InputError(f"unknown sampler {name!r}.{hint} Use one of {', '.join(samplers)}.")
+    return samplers[name]
 
 
 def falling(times: Float[Tensor, "stops"]) -> list[tuple[float, float]]:

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from torch import Tensor, nn
 
 from lineardit.autoencoder.model import Autoencoder
+from lineardit.config.article import ArticleAutoencoderConfig, ArticleConfig
 from lineardit.config.models import AutoencoderConfig, Config, TransformerConfig
 from lineardit.errors import InputError, OutputError
 from lineardit.interop.diffusers import (
@@ -27,7 +28,7 @@ from lineardit.interop.diffusers_config import (
 )
 from lineardit.interop.durable import new_folder, sync
 from lineardit.interop.lora import loras
-from lineardit.interop.native import INDEX, save_model
+from lineardit.interop.native import INDEX, autoencoder_component, save_model
 from lineardit.interop.official import (
     to_official_autoencoder,
     to_official_transformer,
@@ -50,6 +51,7 @@ from lineardit.text.embedding import TextEncoder
 from lineardit.text.encoder import GemmaEncoder
 from lineardit.text.offline import OfflineEncoder
 from lineardit.transformer.controlnet import ControlNet
+from lineardit.transformer.denoiser import Denoiser
 from lineardit.transformer.model import Transformer
 
 Format = Literal["native", "diffusers", "official"]
@@ -139,7 +141,7 @@ class LiveText:
 
 def live_place(
     name: str,
-    transformer: Transformer,
+    transformer: Denoiser,
     autoencoder: Autoencoder,
     text_encoder: TextEncoder,
     sampling: Mapping[str, Any],
@@ -150,14 +152,16 @@ def live_place(
     Raises:
         InputError: LoRAs are loaded, or the text encoder is of a kind that cannot be written.
     """
-    if loras(transformer):
+    if isinstance(transformer, Transformer) and loras(transformer):
         raise InputError(
             f"LoRAs are loaded beside the layers: {', '.join(loras(transformer))}. "
             "Merge or unload them before the model is written."
         )
     networks = {
-        "transformer": _live("Transformer", transformer.config, transformer, name),
-        "autoencoder": _live("Autoencoder", autoencoder.config, autoencoder, name),
+        "transformer": _live(type(transformer).__name__, transformer.config, transformer, name),
+        "autoencoder": _live(
+            autoencoder_component(autoencoder).class_name, autoencoder.config, autoencoder, name
+        ),
     }
     if controlnet is not None:
         networks["controlnet"] = _live("ControlNet", controlnet.config, controlnet, name)
@@ -306,6 +310,9 @@ def _rest_of_pipeline(place: Place, folder: Path) -> list[Written]:
 
 
 def _official(place: Place, out: Path) -> list[Written]:
+    for network in place.networks.values():
+        if isinstance(network.config, ArticleConfig | ArticleAutoencoderConfig):
+            raise InputError(f"a {network.class_name} has no counterpart among official files.")
     networks = {name: each for name, each in place.networks.items() if name in _OFFICIAL_FILES}
     if not networks:
         raise InputError(

@@ -12,12 +12,14 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from lineardit.autoencoder.bands import decode_in_bands, encode_in_bands
-from lineardit.autoencoder.model import PIXEL_CHANNELS, Autoencoder
-from lineardit.config.models import AutoencoderConfig, TransformerConfig
+from lineardit.autoencoder.blocks import PIXEL_CHANNELS
+from lineardit.autoencoder.model import AnyAutoencoderConfig, Autoencoder
+from lineardit.config.article import ArticleConfig
+from lineardit.config.models import TransformerConfig
 from lineardit.errors import InputError
 from lineardit.kernels import native
 from lineardit.kernels.live import peak_bytes
-from lineardit.transformer.model import Transformer
+from lineardit.transformer.denoiser import Denoiser, DenoiserConfig, denoiser_of
 
 PROMPT_TOKENS = 300
 """At most, of the published models."""
@@ -26,28 +28,28 @@ LAYERS = 3
 
 
 def transformer_bytes(
-    config: TransformerConfig, height: int, width: int, dtype: torch.dtype, pictures: int = 2
+    config: DenoiserConfig, height: int, width: int, dtype: torch.dtype, pictures: int = 2
 ) -> int:
     """Of one velocity at latents of (height, width); `pictures` is 2 where each is guided."""
     return _transformer_bytes(config, height, width, dtype, pictures, native.is_in_use())
 
 
 def decoder_bytes(
-    config: AutoencoderConfig, height: int, width: int, dtype: torch.dtype, rows: int | None = None
+    config: AnyAutoencoderConfig, height: int, width: int, dtype: torch.dtype, rows: int | None = None
 ) -> int:
     """Of decoding one picture of (height, width) pixels, in bands of so many rows of latents where given."""
     return _coding_bytes(config, height, width, dtype, rows, native.is_in_use(), decodes=True)
 
 
 def encoder_bytes(
-    config: AutoencoderConfig, height: int, width: int, dtype: torch.dtype, rows: int | None = None
+    config: AnyAutoencoderConfig, height: int, width: int, dtype: torch.dtype, rows: int | None = None
 ) -> int:
     """Of encoding one picture, likewise."""
     return _coding_bytes(config, height, width, dtype, rows, native.is_in_use(), decodes=False)
 
 
 def decoder_rows(
-    config: AutoencoderConfig, height: int, width: int, dtype: torch.dtype, room: int
+    config: AnyAutoencoderConfig, height: int, width: int, dtype: torch.dtype, room: int
 ) -> int | None:
     """The tallest bands in which decoding takes at most `room` bytes; None where it fits whole.
 
@@ -71,28 +73,42 @@ def decoder_rows(
 
 @lru_cache(maxsize=64)
 def _transformer_bytes(
-    config: TransformerConfig, height: int, width: int, dtype: torch.dtype, pictures: int, _native: bool
+    config: DenoiserConfig,
+    height: int,
+    width: int,
+    dtype: torch.dtype,
+    pictures: int,
+    _native: bool,
 ) -> int:
     with torch.device("meta"):
-        few = config.model_copy(update={"depth": min(config.depth, LAYERS)})
-        network = Transformer(few).to(dtype).eval()
+        network, readers = _few_blocks(config)
+        network = network.to(dtype).eval()
         text = torch.empty(1, PROMPT_TOKENS, config.text_width, dtype=dtype)
         with torch.no_grad():
             read = network.read(text.expand(pictures, -1, -1))
-        guidance = torch.empty(pictures) if config.guidance_embedding else None
+        embedded = isinstance(config, TransformerConfig) and config.guidance_embedding
+        guidance = {"guidance": torch.empty(pictures)} if embedded else {}
 
         def run() -> None:
             latents = torch.empty(pictures, config.latent_channels, height, width, dtype=dtype)
             with _FusedAttention():
-                network(latents, torch.empty(pictures), read, None, guidance)
+                network(latents, torch.empty(pictures), read, **guidance)
 
-        held = 2 * pictures * PROMPT_TOKENS * config.width * dtype.itemsize * config.depth
+        held = 2 * pictures * PROMPT_TOKENS * config.width * dtype.itemsize * readers
         return peak_bytes(run) + held
+
+
+def _few_blocks(config: DenoiserConfig) -> tuple[Denoiser, int]:
+    """A network of a few of the blocks, and how many of all of them read the prompt."""
+    layers, readers = LAYERS, config.depth
+    if isinstance(config, ArticleConfig):
+        layers, readers = max(LAYERS, config.cross_attention_every), config.prompt_blocks
+    return denoiser_of(config.model_copy(update={"depth": min(config.depth, layers)})), readers
 
 
 @lru_cache(maxsize=64)
 def _coding_bytes(
-    config: AutoencoderConfig,
+    config: AnyAutoencoderConfig,
     height: int,
     width: int,
     dtype: torch.dtype,

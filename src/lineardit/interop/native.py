@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lineardit.autoencoder.model import Autoencoder
+from lineardit.config.article import ArticleAutoencoderConfig, ArticleConfig
 from lineardit.config.models import AutoencoderConfig, BertConfig, Config, SceneTextConfig, TransformerConfig
 from lineardit.errors import CheckpointError, ConfigError, InputError, OutputError
 from lineardit.interop.durable import Fingerprint, fingerprint, new_folder
@@ -33,7 +34,9 @@ INDEX = "lineardit.json"
 REGISTRY: Mapping[str, type[Config]] = {
     "Transformer": TransformerConfig,
     "ControlNet": TransformerConfig,
+    "ArticleSana": ArticleConfig,
     "Autoencoder": AutoencoderConfig,
+    "ArticleAutoencoder": ArticleAutoencoderConfig,
     "SceneTextEncoder": SceneTextConfig,
     "BertEncoder": BertConfig,
 }
@@ -191,9 +194,14 @@ def save_autoencoder(
     folder: Path, model: Autoencoder, *, about: Mapping[str, Any] | None = None, dtype: str = "fp32"
 ) -> Path:
     """Write an autoencoder alone to a folder, and return the folder. Raises as `save_model`."""
-    component = Component("Autoencoder", model.config, model.state_dict())
-    save_model(folder, {"autoencoder": component}, about=about, dtype=dtype)
+    save_model(folder, {"autoencoder": autoencoder_component(model)}, about=about, dtype=dtype)
     return folder
+
+
+def autoencoder_component(model: Autoencoder) -> Component:
+    """An autoencoder as a component of a model's folder."""
+    article = isinstance(model.config, ArticleAutoencoderConfig)
+    return Component("ArticleAutoencoder" if article else "Autoencoder", model.config, model.state_dict())
 
 
 def save_transformer(
@@ -225,7 +233,7 @@ def load_transformer(folder: Path) -> Transformer:
 
 def autoencoder_from(component: Component, source: str | Path) -> Autoencoder:
     """Build a component that was read already. Raises `CheckpointError` if the weights do not fit."""
-    if not isinstance(component.config, AutoencoderConfig):
+    if not isinstance(component.config, AutoencoderConfig | ArticleAutoencoderConfig):
         raise CheckpointError(f"{source} holds a {component.class_name} where an Autoencoder was expected.")
     model = Autoencoder(component.config)
     load_strict(model, component.tensors, source)

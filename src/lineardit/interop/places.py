@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from lineardit.autoencoder.model import Autoencoder
-from lineardit.config.models import AutoencoderConfig, Config, TransformerConfig
+from lineardit.config.article import ArticleAutoencoderConfig, ArticleConfig
+from lineardit.config.models import AutoencoderConfig, Config, LatentsConfig, TransformerConfig
 from lineardit.errors import CheckpointError, MissingExtraError
 from lineardit.interop.diffusers import (
     controlnet_renaming,
@@ -57,6 +58,7 @@ from lineardit.kernels.select import DTYPES
 from lineardit.text.embedding import TextEncoder
 from lineardit.text.encoder import GemmaEncoder
 from lineardit.transformer.controlnet import ControlNet
+from lineardit.transformer.denoiser import Denoiser, denoiser_of
 from lineardit.transformer.model import Transformer
 
 N = TypeVar("N", bound=nn.Module)
@@ -300,15 +302,25 @@ def _fetched(
         ) from None
 
 
+def assemble_network(place: Place, dtype: str, device: torch.device = CPU) -> Denoiser:
+    """The network of a place that denoises, SANA or the article's. Raises as `assemble_transformer`."""
+    network = place.networks["transformer"]
+    assert isinstance(network.config, TransformerConfig | ArticleConfig)
+    return _assembled(denoiser_of, network.config, network, dtype, device)
+
+
 def assemble_transformer(place: Place, dtype: str, device: torch.device = CPU) -> Transformer:
     """The transformer of a place, ready to use, its weights read one by one as `dtype` to `device`.
 
     Raises:
-        CheckpointError: lists every tensor that does not fit.
+        CheckpointError: lists every tensor that does not fit, or it is another kind of network.
         InputError: fp16 cannot hold one of its numbers.
     """
     network = place.networks["transformer"]
-    assert isinstance(network.config, TransformerConfig)
+    if not isinstance(network.config, TransformerConfig):
+        raise CheckpointError(
+            f"{network.source} holds a {network.class_name}, where a Transformer (SANA) is needed."
+        )
     return _assembled(Transformer, network.config, network, dtype, device)
 
 
@@ -322,7 +334,7 @@ def assemble_controlnet(place: Place, dtype: str, device: torch.device = CPU) ->
 def assemble_autoencoder(place: Place, dtype: str, device: torch.device = CPU) -> Autoencoder:
     """The autoencoder of a place. Raises as `assemble_transformer`."""
     network = place.networks["autoencoder"]
-    assert isinstance(network.config, AutoencoderConfig)
+    assert isinstance(network.config, AutoencoderConfig | ArticleAutoencoderConfig)
     return _assembled(Autoencoder, network.config, network, dtype, device)
 
 
@@ -441,6 +453,8 @@ def _size(networks: Mapping[str, Network]) -> dict[str, Any]:
     match found:
         case [TransformerConfig() as transformer, AutoencoderConfig() as autoencoder]:
             return {"size": transformer.position_base * transformer.patch_size * autoencoder.stride}
+        case [ArticleConfig() as article, LatentsConfig() as autoencoder]:
+            return {"size": article.position_side * article.patch_size * autoencoder.stride}
     return {}
 
 
@@ -575,12 +589,9 @@ def _check_parts(place: Place) -> None:
     """Parts of different models in one place are found before anything is loaded."""
     configs = {name: network.config for name, network in place.networks.items()}
     transformer, autoencoder = configs.get("transformer"), configs.get("autoencoder")
-    if not isinstance(transformer, TransformerConfig):
+    if not isinstance(transformer, TransformerConfig | ArticleConfig):
         return
-    if (
-        isinstance(autoencoder, AutoencoderConfig)
-        and autoencoder.latent_channels != transformer.latent_channels
-    ):
+    if isinstance(autoencoder, LatentsConfig) and autoencoder.latent_channels != transformer.latent_channels:
         raise CheckpointError(
             f"{place.path} mixes two models: the autoencoder has {autoencoder.latent_channels} latent "
             f"channels, the transformer takes {transformer.latent_channels}."
@@ -596,7 +607,7 @@ def _check_parts(place: Place) -> None:
         )
 
 
-def check_control(place: Place, transformer: TransformerConfig) -> None:
+def check_control(place: Place, transformer: Config) -> None:
     """Find out whether the ControlNet of a place fits a transformer.
 
     Raises:
@@ -606,6 +617,8 @@ def check_control(place: Place, transformer: TransformerConfig) -> None:
         raise CheckpointError(f"{place.path} holds no ControlNet, only {', '.join(place.networks)}.")
     found, source = place.networks["controlnet"].config, place.networks["controlnet"].source
     assert isinstance(found, TransformerConfig)
+    if not isinstance(transformer, TransformerConfig):
+        raise CheckpointError(f"{source} is a ControlNet for SANA, which this model is not.")
     for name in ("width", "latent_channels", "patch_size", "text_width"):
         given, wanted = getattr(found, name), getattr(transformer, name)
         if given != wanted:

@@ -54,6 +54,17 @@ class BatchNorm2d(nn.BatchNorm2d):
         return functional.batch_norm(x.float(), mean, variance, weight, bias, eps=self.eps)
 
 
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation; with float16 weights in float32."""
+
+    def forward(self, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b c"]:
+        """Normalise the last axis."""
+        if self.weight is None or self.weight.dtype != torch.float16:
+            return super().forward(x)
+        bias = None if self.bias is None else self.bias.float()
+        return functional.layer_norm(x.float(), self.normalized_shape, self.weight.float(), bias, self.eps)
+
+
 def linear(
     x: Float[Tensor, "*b c"], weight: Float[Tensor, "d c"], bias: Float[Tensor, " d"] | None = None
 ) -> Float[Tensor, "*b d"]:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lineardit.data.scene import Scene
-from lineardit.transformer.model import Transformer
+from lineardit.diffusion.paths import Times
+from lineardit.transformer.denoiser import Denoiser
 
 READ_AT = 0.75
 """Share of the blocks after which the tokens are read; the others make a picture of what was found."""
@@ -25,7 +26,7 @@ NOTHING = 0
 class LayoutReader(nn.Module):
     """The transformer that is kept and the head that is not."""
 
-    def __init__(self, transformer: Transformer, objects: int) -> None:
+    def __init__(self, transformer: Denoiser, objects: int) -> None:
         super().__init__()
         self.transformer = transformer
         self.head = nn.Linear(transformer.config.width, objects + 1)
@@ -34,11 +35,11 @@ class LayoutReader(nn.Module):
     def forward(
         self,
         latents: Float[Tensor, "b c h w"],
-        times: Float[Tensor, " b"],
+        times: Times,
         text: Float[Tensor, "b m t"],
         mask: Bool[Tensor, "b m"] | None = None,
     ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b n classes"]]:
-        """The velocity, and the logits of what each token shows."""
+        """What the transformer predicts, and the logits of what each token shows."""
         read: list[Tensor] = []
 
         def listen(module: nn.Module, inputs: object, tokens: Tensor) -> None:
@@ -46,10 +47,10 @@ class LayoutReader(nn.Module):
 
         handle = self.transformer.blocks[self.after].register_forward_hook(listen)
         try:
-            velocity = self.transformer(latents, times, text, mask)
+            predicted = self.transformer(latents, times, text, mask)
         finally:
             handle.remove()
-        return velocity, read[0]
+        return predicted, read[0]
 
 
 def token_objects(

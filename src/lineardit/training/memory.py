@@ -5,6 +5,7 @@ network as it is; nothing is estimated by hand but what the optimizer keeps per 
 of their own, allocators that leave gaps, and the CUDA context (about 0.5 GB) come on top.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields
@@ -19,20 +20,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from lineardit.autoencoder.model import Autoencoder
-from lineardit.config.models import AutoencoderConfig, TransformerConfig
+from lineardit.autoencoder.model import AnyAutoencoderConfig, Autoencoder
+from lineardit.config.models import TransformerConfig
 from lineardit.config.runs import OptimizerConfig
 from lineardit.kernels.select import DTYPES
 from lineardit.training.optimizer import block_matrices
 from lineardit.training.parallel import blocks_of, checkpoint_blocks
-from lineardit.transformer.model import Transformer
+from lineardit.transformer.denoiser import DenoiserConfig, denoiser_of
 
 PROMPT_TOKENS = 300
 """Of the published models' prompts."""
 FLOAT = 4
 """Bytes of the numbers that weights, gradients, moments and averages are kept in."""
 _FEW = (2, 3)
-"""Blocks of the transformers that are run; what each further one adds is the difference of the two."""
+"""Blocks of SANA that are run; what each further one adds is the difference of the two."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class TrainingMemory:
 
 
 def transformer_memory(
-    config: TransformerConfig,
+    config: DenoiserConfig,
     optimizer: OptimizerConfig,
     batch: int,
     height: int,
@@ -82,21 +83,29 @@ def transformer_memory(
             latents = torch.empty(batch, config.latent_channels, height, width)
             text = torch.empty(batch, prompt_tokens, config.text_width)
             mask = torch.ones(batch, prompt_tokens, dtype=torch.bool)
-            velocity = model(latents, torch.empty(batch), text, mask, *guidance)
-            return (velocity.float() - torch.empty_like(latents)).square().mean()
+            predicted = model(latents, times, text, mask, *guidance)
+            return (predicted.float() - torch.empty_like(latents)).square().mean()
 
-        guidance = [torch.empty(batch)] if config.guidance_embedding else []
-        return Transformer(config.model_copy(update={"depth": depth})), loss
+        embedded = isinstance(config, TransformerConfig) and config.guidance_embedding
+        guidance = [torch.empty(batch)] if embedded else []
+        times = torch.empty(batch) if isinstance(config, TransformerConfig) else torch.zeros(batch).long()
+        return denoiser_of(config.model_copy(update={"depth": depth})), loss
 
-    few, more = (_activations(partial(step_of, depth), dtype, checkpointed, device) for depth in _FEW)
-    activations = few + (config.depth - _FEW[0]) * (more - few)
+    fewer = (
+        _FEW
+        if isinstance(config, TransformerConfig)
+        else tuple(number * config.cross_attention_every for number in (1, 2))
+    )
+    few, more = (_activations(partial(step_of, depth), dtype, checkpointed, device) for depth in fewer)
+    further = (config.depth - fewer[0]) / (fewer[1] - fewer[0])
+    activations = math.ceil(few + further * (more - few))
     with torch.device("meta"):
-        model = Transformer(config)
-    return _memory(model, optimizer, max(activations, more if config.depth > 2 else few))
+        model = denoiser_of(config)
+    return _memory(model, optimizer, max(activations, more if config.depth > fewer[0] else few))
 
 
 def autoencoder_memory(
-    config: AutoencoderConfig,
+    config: AnyAutoencoderConfig,
     optimizer: OptimizerConfig,
     batch: int,
     height: int,

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lineardit.config.runs import AutoencoderRun
+from lineardit.config.runs import ReconstructionRun
 from lineardit.data.emoji_scenes import EmojiScenes, Scene
 from lineardit.data.picture_folder import PictureFolder
 from lineardit.training.loop import step_generator
@@ -36,7 +36,7 @@ class PictureSource(Protocol):
 class ScenePictures:
     """Scenes one after the other, so that no step sees one again."""
 
-    def __init__(self, run: AutoencoderRun, scenes: EmojiScenes, stride: int) -> None:
+    def __init__(self, run: ReconstructionRun, scenes: EmojiScenes, stride: int) -> None:
         self.run, self.scenes, self.stride = run, scenes, stride
 
     def batch(self, step: int, device: torch.device) -> Float[Tensor, "b 3 h w"]:
@@ -62,7 +62,7 @@ class ScenePictures:
 class FolderPictures:
     """Every picture once per epoch, in a new order; a picture that cannot be decoded ends the run."""
 
-    def __init__(self, run: AutoencoderRun) -> None:
+    def __init__(self, run: ReconstructionRun) -> None:
         assert run.pictures is not None
         self.run = run
         self.side = run.crop or run.pictures.size

@@ -5,9 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from lineardit.autoencoder.model import Autoencoder
-from lineardit.config.models import AutoencoderConfig, Config
-from lineardit.config.runs import AutoencoderRun, LoopConfig, TransformerRun
+from lineardit.autoencoder.model import AnyAutoencoderConfig, Autoencoder
+from lineardit.config.models import Config
+from lineardit.config.runs import LoopConfig, PoolRun, ReconstructionRun
 from lineardit.errors import ConfigError, InputError
 from lineardit.training.distributed import check_divisible
 from lineardit.training.memory import (
@@ -16,7 +16,7 @@ from lineardit.training.memory import (
     largest_block,
     transformer_memory,
 )
-from lineardit.transformer.model import Transformer
+from lineardit.transformer.denoiser import denoiser_of
 
 
 class Plan(NamedTuple):
@@ -34,7 +34,7 @@ class Plan(NamedTuple):
     """Of one process."""
 
 
-def plan(run: Config, nodes: int, gpus: int, autoencoder: AutoencoderConfig | None = None) -> Plan:
+def plan(run: Config, nodes: int, gpus: int, autoencoder: AnyAutoencoderConfig | None = None) -> Plan:
     """The plan of a recipe on `nodes` machines with `gpus` GPUs each, one process per GPU.
 
     `autoencoder` is the one that the recipe names, where it names one.
@@ -46,9 +46,9 @@ def plan(run: Config, nodes: int, gpus: int, autoencoder: AutoencoderConfig | No
     for name, number in (("nodes", nodes), ("gpus", gpus)):
         if number < 1:
             raise InputError(f"{name}={number} is not a positive whole number. Use 1 or more.")
-    if not isinstance(run, AutoencoderRun | TransformerRun):
+    if not isinstance(run, ReconstructionRun | PoolRun):
         raise InputError(
-            f"a plan is made for recipes of the kinds autoencoder and transformer, not {type(run).__name__}. "
+            f"a plan is made for recipes of autoencoders and transformers, not for {type(run).__name__}. "
             "lineardit info PRESET --train tells the memory of the published transformers."
         )
     loop, processes = run.train, nodes * gpus
@@ -60,7 +60,7 @@ def plan(run: Config, nodes: int, gpus: int, autoencoder: AutoencoderConfig | No
             f"Use a divisor, such as {gpus}."
         )
     rows = loop.batch_size // processes // loop.accumulate
-    if isinstance(run, AutoencoderRun):
+    if isinstance(run, ReconstructionRun):
         shape = run.model or autoencoder
         assert shape is not None, "a recipe has a model or names one"
         memory, model = _of_autoencoder(run, shape, rows)
@@ -74,7 +74,7 @@ def plan(run: Config, nodes: int, gpus: int, autoencoder: AutoencoderConfig | No
 
 
 def _of_autoencoder(
-    run: AutoencoderRun, config: AutoencoderConfig, rows: int
+    run: ReconstructionRun, config: AnyAutoencoderConfig, rows: int
 ) -> tuple[TrainingMemory, nn.Module]:
     side = run.crop or (run.pictures.size if run.pictures else run.scenes.size)
     memory = autoencoder_memory(
@@ -90,7 +90,7 @@ def _of_autoencoder(
         return memory, Autoencoder(config)
 
 
-def _of_transformer(run: TransformerRun, stride: int, rows: int) -> tuple[TrainingMemory, nn.Module]:
+def _of_transformer(run: PoolRun, stride: int, rows: int) -> tuple[TrainingMemory, nn.Module]:
     side = run.scenes.size // stride
     memory = transformer_memory(
         run.model,
@@ -102,7 +102,7 @@ def _of_transformer(run: TransformerRun, stride: int, rows: int) -> tuple[Traini
         checkpointed=run.train.checkpoint_activations,
     )
     with torch.device("meta"):
-        return memory, Transformer(run.model)
+        return memory, denoiser_of(run.model)
 
 
 def _floats(loop: LoopConfig) -> str:

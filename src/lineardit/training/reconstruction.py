@@ -1,4 +1,4 @@
-"""Training an autoencoder: pictures in, the same pictures out, in the three phases of DC-AE."""
+"""Training an autoencoder: pictures in, the same pictures out, in the three phases of DC-AE or in one."""
 
 from collections.abc import Mapping
 
@@ -6,10 +6,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lineardit.autoencoder.model import Autoencoder
+from lineardit.autoencoder.model import Autoencoder, Decoder, Encoder
 from lineardit.config.reconstruction import Learns
-from lineardit.config.runs import AutoencoderRun
+from lineardit.config.runs import ReconstructionRun
 from lineardit.training.adversarial import Judge, fooling_loss
+from lineardit.training.latents import moment_penalty
 from lineardit.training.perceptual import perceptual_distance
 from lineardit.training.picture_source import PictureSource
 
@@ -18,26 +19,45 @@ MOST_PULL = 1e4
 """Largest factor that makes the second player's gradient as long as the others'."""
 
 
+class LatentReader(nn.Module):
+    """An autoencoder that also hands out the latents of its reconstructions."""
+
+    def __init__(self, autoencoder: Autoencoder) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+
+    def forward(
+        self, images: Float[Tensor, "b 3 H W"]
+    ) -> tuple[Float[Tensor, "b 3 H W"], Float[Tensor, "b c h w"]]:
+        """Reconstructions, and latents before shift and scale."""
+        latents = self.autoencoder.encoder(images)
+        return self.autoencoder.decoder(latents), latents
+
+
 class ReconstructionTask:
-    """loss = l1 mean|x' - x| + mse mean(x' - x)^2 + perceptual LPIPS(x', x) + adversarial fooling(x').
+    """loss = l1 mean|x' - x| + mse mean(x' - x)^2 + perceptual LPIPS(x', x) + adversarial fooling(x')
+    + latent moments(z).
 
     The discriminator is the second player: what it learns in a step is told it by this task's losses.
     """
 
-    def __init__(self, run: AutoencoderRun, pictures: PictureSource, model: Autoencoder) -> None:
+    def __init__(self, run: ReconstructionRun, pictures: PictureSource, model: Autoencoder) -> None:
         self.run, self.pictures = run, pictures
         learn_only(model, run.learns)
-        self.model: nn.Module = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        learner = LatentReader(model) if run.loss.latent else model
+        self.model: nn.Module = learner.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.rival = (
             Judge(run.loss.adversarial, run.train, self._device) if run.loss.adversarial.weight else None
         )
-        self._reconstruct = torch.compile(model) if run.train.compile else model
+        self._reconstruct = torch.compile(self.model) if run.train.compile else self.model
         self._distance = perceptual_distance(run.loss.lpips).to(self._device) if run.loss.perceptual else None
 
     def losses(self, step: int) -> Mapping[str, Tensor]:
         """The weighted loss of one batch and its parts."""
         images = self.batch(step)
-        reconstructions = self._reconstruct(images).float()
+        made = self._reconstruct(images)
+        reconstructions, latents = made if self.run.loss.latent else (made, None)
+        reconstructions = reconstructions.float()
         error = reconstructions - images
         weights = self.run.loss
         l1, mse = error.abs().mean(), error.square().mean()
@@ -51,6 +71,10 @@ class ReconstructionTask:
             with torch.autocast(images.device.type, enabled=False):
                 losses["perceptual"] = self._distance(reconstructions, images).mean()
             losses["loss"] = losses["loss"] + weights.perceptual * losses["perceptual"]
+        if latents is not None:
+            with torch.autocast(images.device.type, enabled=False):
+                losses["latent"] = moment_penalty(latents.float())
+            losses["loss"] = losses["loss"] + weights.latent * losses["latent"]
         if self.rival is not None:
             self.rival.sees(images, reconstructions)
             if step >= weights.adversarial.start:
@@ -65,7 +89,7 @@ class ReconstructionTask:
     def sample(self, model: nn.Module, step: int) -> Float[Tensor, "b 3 H W"]:
         """Unseen pictures above their reconstructions."""
         images = self.pictures.unseen(SHOWN, self._device)
-        return torch.cat([images, model(images)])
+        return torch.cat([images, without_reader(model)(images)])
 
     def _with_adversary(self, loss: Tensor, reconstructions: Tensor, judge: Judge) -> dict[str, Tensor]:
         adversarial = self.run.loss.adversarial
@@ -78,6 +102,13 @@ class ReconstructionTask:
     @property
     def _device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+
+def without_reader(trained: nn.Module) -> Autoencoder:
+    """The autoencoder of what was trained, be its latents read or not."""
+    autoencoder = trained.autoencoder if isinstance(trained, LatentReader) else trained
+    assert isinstance(autoencoder, Autoencoder)
+    return autoencoder
 
 
 def adaptive_weight(
@@ -112,6 +143,7 @@ def learned_parts(model: Autoencoder, learns: Learns) -> list[nn.Module]:
         return [encoder, decoder]
     if learns == "decoder":
         return [decoder]
+    assert isinstance(encoder, Encoder) and isinstance(decoder, Decoder), "other halves have no such parts"
     if learns == "middle":
         return [encoder.stages[-1], encoder.head, decoder.stem, decoder.stages[0]]
     last = [stage for stage in decoder.stages if list(stage.parameters())][-1]

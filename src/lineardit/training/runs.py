@@ -8,7 +8,7 @@ from torch import nn
 
 from lineardit.config.detector import DetectorConfig, DetectorRun
 from lineardit.config.finetune import FinetuneRun
-from lineardit.config.runs import AutoencoderRun, Run, TextRun, TransformerRun
+from lineardit.config.runs import PoolRun, ReconstructionRun, Run, TextRun
 from lineardit.kernels.select import inspect_machine, select
 from lineardit.training.autoencoder import train_autoencoder
 from lineardit.training.detector import DetectionTask, detector_config
@@ -21,9 +21,9 @@ from lineardit.training.scene_text import train_scene_text
 def start(run: Run | FinetuneRun, folder: Path, *, resume: bool, device: str = "auto") -> Path:
     """Train `run` in `folder` and return the folder of the finished model, `folder`/model."""
     place = pick_device(device)
-    if isinstance(run, AutoencoderRun):
+    if isinstance(run, ReconstructionRun):
         return train_autoencoder(run, folder, resume=resume, device=place)
-    if isinstance(run, TransformerRun):
+    if isinstance(run, PoolRun):
         return train_transformer(run, folder, resume=resume, device=place)
     if isinstance(run, FinetuneRun):
         return train_finetune(run, folder, resume=resume, device=place)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+from jaxtyping import Float
 from torch import Tensor
 
 from lineardit.errors import InputError
@@ -13,10 +14,13 @@ class PromptReading(NamedTuple):
     """Prompts as every block's cross-attention reads them; the same in all steps of a generation."""
 
     blocks: tuple[KeyValue, ...]
+    pooled: Float[Tensor, "b c"] | None = None
+    """The mean of each prompt's tokens, where the network adds it to the time."""
 
     def rows(self, start: int, stop: int) -> "PromptReading":
         """Those of some prompts of the batch."""
-        return PromptReading(tuple(each.rows(start, stop) for each in self.blocks))
+        pooled = None if self.pooled is None else self.pooled[start:stop]
+        return PromptReading(tuple(each.rows(start, stop) for each in self.blocks), pooled)
 
 
 class StepCache:
