@@ -1,5 +1,8 @@
 """One new object from 8 pictures: draw them, and measure what a LoRA trained on them draws.
 
+`draw` also writes sentences about other objects, without pictures: what the model makes of them before it
+learns is what it has to go on making of them.
+
     python benchmarks/new_glyph.py draw runs/new-glyph/pictures
     lineardit prepare runs/new-glyph/pictures -o runs/new-glyph/prepared
     lineardit train recipes/new-glyph.toml
@@ -28,6 +31,8 @@ from lineardit.pipeline import Pipeline
 
 TAUGHT = 8
 ASKED = 32
+KEPT = 512
+"""Sentences of training scenes, in which the object does not occur, that must not be forgotten."""
 SIZE = 128
 
 
@@ -54,6 +59,10 @@ def draw(name: str, folder: Path, seed: int) -> None:
     for number, (picture, phrases) in enumerate(zip(pixels, captions, strict=True)):
         to_picture(picture).save(folder / f"{number}.png")
         (folder / f"{number}.json").write_text(json.dumps({"captions": phrases}), "utf-8")
+    others = EmojiScenes(SceneConfig(size=SIZE), seed)
+    scenes = [others.scene(index) for index in range(KEPT)]
+    sentences = [others.captions(scene, index, 1)[0] for index, scene in enumerate(scenes)]
+    folder.with_name("others.txt").write_text("\n".join(sentences) + "\n", "utf-8")
 
 
 def likeness(images: Tensor, name: str) -> Tensor:

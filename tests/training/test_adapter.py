@@ -1,5 +1,6 @@
 """Training a LoRA: the base stays to the bit, checkpoints hold the LoRA alone, and it is drawn with."""
 
+import json
 import os
 import signal
 from pathlib import Path
@@ -104,11 +105,27 @@ def test_the_base_stays_to_the_bit_and_a_copy_has_numbers_of_its_own(tiny_model:
         assert torch.equal(base[name], each) and base[name].grad is None
 
 
+@pytest.mark.parametrize("method", ["full", "lora", "dora"])
+def test_the_velocities_of_a_prior_are_those_of_the_model_before_it_learned(
+    method: str, tiny_model: Path, prepared: Path, tmp_path: Path
+) -> None:
+    run = recipe(
+        *(tiny_model, prepared, f"method={method}", 'prior.prompts=["a cat"]', "prior.count=3"),
+        *("prior.target=velocity", "train.log_every=1"),
+    )
+    train_finetune(run, tmp_path / "run", resume=False, device=CPU)
+    log = (tmp_path / "run" / "metrics.jsonl").read_text("utf-8").splitlines()
+    apart = [json.loads(line)["prior"] for line in log]
+    # At the first step nothing was learned; then the model moves away.
+    assert apart[0] == 0 and all(each > 0 for each in apart[1:])
+
+
 def test_an_interrupted_lora_goes_on_as_if_it_had_not_been(
     tiny_model: Path, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = recipe(
-        tiny_model, prepared, 'prior.prompts=["a cat", "a dog"]', "prior.count=5", "prior.weight=0.5"
+        *(tiny_model, prepared, 'prior.prompts=["a cat", "a dog"]', "prior.count=5", "prior.weight=0.5"),
+        "prior.target=velocity",
     )
     train_finetune(run, tmp_path / "whole", resume=False, device=CPU)
     losses = FinetuneTask.losses_of_share

@@ -10,9 +10,10 @@ from torch import Tensor
 from lineardit.config.adapter import PriorConfig
 from lineardit.diffusion.objective import FlowMatching
 from lineardit.diffusion.times import LogitNormal
+from lineardit.errors import ConfigError
 from lineardit.text.embedding import TextEmbedding
 from lineardit.training import prior as module
-from lineardit.training.prior import Prior, draw_prior
+from lineardit.training.prior import Prior, draw_prior, prompts_of
 from lineardit.training.shares import Share
 
 OBJECTIVE = FlowMatching(LogitNormal(0.0, 1.0), 1.0)
@@ -42,7 +43,7 @@ def network(x: Tensor, times: Tensor, text: Tensor, mask: Tensor | None) -> Tens
 
 
 def drawn(folder: Path, **changes: object) -> Prior:
-    config = PriorConfig(prompts=("cat", "a dog"), count=7, guidance_scale=2.0)
+    config = PriorConfig(prompts=("cat", "a dog"), count=7, guidance_scale=2.0, prompt_dropout=0.0)
     return draw_prior(
         config.model_copy(update=changes),
         folder,
@@ -96,3 +97,55 @@ def test_the_loss_is_that_of_the_drawn_pictures_and_shares_add_up(tmp_path: Path
     # Flow matching wants noise - latents: a network that knows both has no loss.
     text, x = seen[0]
     assert text.shape == (6, 5, 2) and set(text[..., 0].amax(1).tolist()) == {3.0, 5.0}
+
+
+def test_with_the_network_as_it_was_the_loss_is_the_distance_to_its_velocity(tmp_path: Path) -> None:
+    prior = drawn(tmp_path)
+
+    def moved(x: Tensor, times: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
+        return network(x, times, text, mask) + 3 * x
+
+    assert prior.loss(network, 4, 6, Share(), network) == 0
+    seen: list[Tensor] = []
+
+    def watched(x: Tensor, times: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
+        assert not torch.is_grad_enabled()
+        seen.append(x)
+        return network(x, times, text, mask)
+
+    found = prior.loss(moved, 4, 6, Share(), watched)
+    torch.testing.assert_close(found, (3 * seen[0]).square().mean())
+
+
+def test_the_given_share_of_samples_is_shown_no_prompt(tmp_path: Path) -> None:
+    prior = drawn(tmp_path, prompt_dropout=0.25)
+    lengths: list[float] = []
+
+    def watched(x: Tensor, times: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
+        lengths.extend(text[..., 0].amax(1).tolist())
+        return x
+
+    for step in range(50):
+        prior.loss(watched, step, 8, Share())
+    assert set(lengths) == {0.0, 3.0, 5.0}
+    assert 60 < lengths.count(0.0) < 140
+
+
+def test_prompts_may_stand_in_a_file_one_on_each_line(tmp_path: Path) -> None:
+    place = tmp_path / "prompts.txt"
+    place.write_text("a dog\n\n  zwei Katzen \n", "utf-8")
+    assert prompts_of(PriorConfig(prompts=("a cat",), prompts_file=place)) == [
+        "a cat",
+        "a dog",
+        "zwei Katzen",
+    ]
+    place.write_text("\n \n", "utf-8")
+    with pytest.raises(ConfigError, match="has no prompt"):
+        prompts_of(PriorConfig(prompts_file=place))
+    place.write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="it is not UTF-8"):
+        prompts_of(PriorConfig(prompts_file=place))
+    with pytest.raises(ConfigError, match="No such file"):
+        prompts_of(PriorConfig(prompts_file=tmp_path / "none.txt"))
+    with pytest.raises(ConfigError, match="a prior needs prompts"):
+        PriorConfig()

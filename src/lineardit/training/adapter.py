@@ -11,7 +11,7 @@ from torch.func import functional_call
 from lineardit.config.adapter import AdapterConfig
 from lineardit.config.finetune import FinetuneRun
 from lineardit.errors import ConfigError
-from lineardit.interop.lora import Addition, Factors, add_lora
+from lineardit.interop.lora import Addition, Factors, add_lora, weigh_loras
 from lineardit.interop.lora_files import fresh_lora, write_lora
 from lineardit.training.loop import step_generator
 from lineardit.training.parallel import checkpoint_blocks
@@ -72,6 +72,16 @@ class Adapter(nn.Module):
             return live
         own: dict[str, Tensor] = {self._places[key]: value for key, value in self.named_parameters()}
         velocity: Tensor = functional_call(self.transformer, own, inputs)
+        return velocity
+
+    def before(self, *inputs: Any) -> Tensor:
+        """The transformer's velocity without this LoRA; without gradients."""
+        weigh_loras(self.transformer, {NAME: 0.0})
+        try:
+            with torch.no_grad():
+                velocity: Tensor = self.transformer(*inputs)
+        finally:
+            weigh_loras(self.transformer, {NAME: 1.0})
         return velocity
 
     def factors(self) -> dict[str, Factors]:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -38,6 +39,7 @@ from lineardit.text.embedding import TextEmbedding, TextEncoder
 from lineardit.training.adapter import Adapter, fresh_adapter, save_adapter
 from lineardit.training.loop import step_generator, train
 from lineardit.training.prefetch import Prefetch
+from lineardit.training.prior import Network as Velocities
 from lineardit.training.prior import Prior, draw_prior
 from lineardit.training.probe import EMPTY, check_same, probe
 from lineardit.training.shares import Share
@@ -108,12 +110,14 @@ class FinetuneTask:
         base: Base,
         data: PreparedData,
         prior: Prior | None = None,
+        before: Velocities | None = None,
     ) -> None:
         """`model` is called as a Transformer is; its trainable parameters are what learns.
 
-        The loss of a `prior`, times its weight, is added to that of the pictures.
+        The loss of a `prior`, times its weight, is added to that of the pictures; `before` is the model as it
+        was, where the prior keeps its velocities.
         """
-        self.run, self.model, self.data, self.prior = run, model, data, prior
+        self.run, self.model, self.data, self.prior, self._before = run, model, data, prior, before
         self.autoencoder, self._base = base.autoencoder, base
         self.batches = BucketBatches(data.counts, run.train.batch_size, run.train.seed)
         self._network = torch.compile(model) if run.train.compile else model
@@ -142,7 +146,7 @@ class FinetuneTask:
         own = objective.loss_at(velocity, batch.latents, batch.noise, batch.times).mean()
         if self.prior is None:
             return {"loss": own}
-        kept = self.prior.loss(self._network, step, self.run.train.batch_size, share)
+        kept = self.prior.loss(self._network, step, self.run.train.batch_size, share, self._before)
         return {"loss": own + self.prior.config.weight * kept, "pictures": own, "prior": kept}
 
     def batch(self, step: int, share: Share) -> Batch:
@@ -220,13 +224,15 @@ def train_finetune(run: FinetuneRun, folder: Path, *, resume: bool, device: torc
     base = open_base(run, device)
     check_fit(run, base, data)
     prior = _prior(run, folder, base, data)
+    keeps = run.prior is not None and run.prior.target == "velocity"
     if run.method == "full":
-        task = FinetuneTask(run, base.transformer, base, data, prior)
+        before = deepcopy(base.transformer).requires_grad_(False) if keeps else None
+        task = FinetuneTask(run, base.transformer, base, data, prior, before)
         outcome = train(task, run.train, folder, resume=resume)
         assert isinstance(outcome.average, Transformer)
         return save_finetuned(folder / "model", outcome.average, base, data, run, outcome.step)
     adapter = fresh_adapter(run, base.transformer)
-    task = FinetuneTask(run, adapter, base, data, prior)
+    task = FinetuneTask(run, adapter, base, data, prior, adapter.before if keeps else None)
     outcome = train(task, run.train, folder, resume=resume)
     assert isinstance(outcome.average, Adapter)
     about = {"pictures": len(data), "steps_trained": outcome.step}

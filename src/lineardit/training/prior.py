@@ -11,12 +11,13 @@ from torch.nn.utils.rnn import pad_sequence
 
 from lineardit.config.adapter import PriorConfig
 from lineardit.data.cache import ShardCache
-from lineardit.diffusion.guidance import guided_apart
-from lineardit.diffusion.objective import FlowMatching
-from lineardit.diffusion.paths import Velocity
+from lineardit.diffusion.guidance import guided_apart, prompt_dropout
+from lineardit.diffusion.objective import FlowMatching, squared_error
+from lineardit.diffusion.paths import FlowPath, Velocity
 from lineardit.diffusion.randomness import hashed_seed, seeded_noise
 from lineardit.diffusion.samplers import euler
 from lineardit.diffusion.times import flow_times, shift_times
+from lineardit.errors import ConfigError
 from lineardit.text.embedding import TextEncoder
 from lineardit.training.loop import step_generator
 from lineardit.training.shares import Share
@@ -37,15 +38,24 @@ class Prior:
         config: PriorConfig,
         latents: Float[Tensor, "n c h w"],
         words: list[Tensor],
+        empty: Tensor,
         objective: FlowMatching,
         seed: int,
     ) -> None:
-        """`words` are the vectors (m t) of each prompt; picture i is of prompt i mod their number."""
-        self.config, self.latents, self.words = config, latents, words
+        """`words` are the vectors (m t) of each prompt; picture i is of prompt i mod their number.
+
+        `empty` are those of no prompt.
+        """
+        self.config, self.latents, self.words, self.empty = config, latents, words, empty
         self.objective, self.seed = objective, seed
 
-    def loss(self, network: Network, step: int, batch_size: int, share: Share) -> Float[Tensor, ""]:
-        """The flow-matching loss of the share's rows of the pictures of step `step`."""
+    def loss(
+        self, network: Network, step: int, batch_size: int, share: Share, before: Network | None = None
+    ) -> Float[Tensor, ""]:
+        """How far the network is from the pictures of step `step`, of which the share has some rows.
+
+        It is the flow-matching loss, or with `before` the squared distance to the velocity of that network.
+        """
         generator = step_generator(self.seed, step, "prior")
         chosen = torch.randint(len(self.latents), (batch_size,), generator=generator)
         times = shift_times(
@@ -53,18 +63,26 @@ class Prior:
         )
         noise = torch.randn(batch_size, *self.latents.shape[1:], generator=generator)
         rows, device = share.rows(batch_size), self.latents.device
-        text, mask = self._text(chosen[rows])
+        dropped = prompt_dropout(batch_size, self.config.prompt_dropout, generator)
+        text, mask = self._text(chosen[rows], dropped[rows])
 
         def velocity(x: Tensor, times: Tensor) -> Tensor:
             return network(x, times, text, mask)
 
         latents = self.latents[chosen[rows].to(device)].float()
-        return self.objective.loss_at(
-            velocity, latents, noise[rows].to(device), times[rows].to(device)
-        ).mean()
+        noise, times = noise[rows].to(device), times[rows].to(device)
+        if before is None:
+            return self.objective.loss_at(velocity, latents, noise, times).mean()
+        noised = FlowPath().add_noise(latents, noise, times)
+        with torch.no_grad():
+            wanted = before(noised, times, text, mask).float()
+        return squared_error(velocity(noised, times), wanted).mean()
 
-    def _text(self, chosen: Tensor) -> tuple[Float[Tensor, "b m t"], Bool[Tensor, "b m"]]:
-        vectors = [self.words[number % len(self.words)] for number in chosen.tolist()]
+    def _text(self, chosen: Tensor, dropped: Tensor) -> tuple[Float[Tensor, "b m t"], Bool[Tensor, "b m"]]:
+        vectors = [
+            self.empty if drop else self.words[number % len(self.words)]
+            for number, drop in zip(chosen.tolist(), dropped.tolist(), strict=True)
+        ]
         mask = [torch.ones(len(each), dtype=torch.bool, device=each.device) for each in vectors]
         return pad_sequence(vectors, batch_first=True), pad_sequence(mask, batch_first=True)
 
@@ -87,15 +105,18 @@ def draw_prior(
     """Draw the prior's latents (c h w), kept below `folder`, so that an interrupted run has the same again.
 
     `origin` tells which model draws.
+
+    Raises:
+        ConfigError: the file of prompts cannot be read, or has none.
     """
     guidance = guidance_scale if config.guidance_scale is None else config.guidance_scale
-    prompts = list(config.prompts)
+    prompts = prompts_of(config)
     words = [vectors[there].float() for vectors, there in zip(*text_encoder.encode(prompts), strict=True)]
     no_words = text_encoder.encode_negative([""])
     empty = no_words.embeddings[0][no_words.mask[0]].float()
     key = {
         "origin": dict(origin),
-        "prior": config.model_dump(mode="json", exclude={"weight"}),
+        "prior": {"prompts": prompts, "count": config.count, "guidance_scale": config.guidance_scale},
         "shape": list(shape),
         "steps": num_inference_steps,
         "shift": objective.shift,
@@ -128,4 +149,26 @@ def draw_prior(
     shards = -(-config.count // SHARD)
     cache.fill(shards, shard)
     latents = cache.load(shards)["latents"].to(device)
-    return Prior(config, latents, [each.to(device) for each in words], objective, seed)
+    return Prior(config, latents, [each.to(device) for each in words], empty.to(device), objective, seed)
+
+
+def prompts_of(config: PriorConfig) -> list[str]:
+    """The prompts of the recipe, then those of its file, without empty lines.
+
+    Raises:
+        ConfigError: the file cannot be read, or there is no prompt.
+    """
+    prompts = list(config.prompts)
+    if config.prompts_file is not None:
+        try:
+            lines = config.prompts_file.read_text("utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise ConfigError(
+                f"prior.prompts_file={config.prompts_file} cannot be read ({reason}). "
+                "Name a text file with a prompt on each line."
+            ) from None
+        prompts += [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise ConfigError(f"prior.prompts_file={config.prompts_file} has no prompt: write one on each line.")
+    return prompts
