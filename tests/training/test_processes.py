@@ -23,6 +23,8 @@ from lineardit.training.run_state import RunState
 from lineardit.training.shares import Share
 
 CPU = torch.device("cpu")
+SHORT = 0.05
+"""Minutes that are waited for a process that hangs."""
 LOOP = LoopConfig(
     steps=6,
     batch_size=6,
@@ -121,8 +123,19 @@ def crew(work: Callable[[], object], said: Path | None = None) -> list[int]:
             finally:
                 os._exit(code)
         children.append(child)
-    codes = [os.waitpid(child, 0)[1] for child in children]
-    return [os.waitstatus_to_exitcode(code) for code in codes]
+    found: dict[int, int] = {}
+    still: set[int] = set()
+    while len(found) < len(children):
+        child, status = os.waitpid(-1, os.WUNTRACED)  # these are the only children there are
+        if os.WIFSTOPPED(status):
+            still.add(child)
+        else:
+            found[child] = os.waitstatus_to_exitcode(status)
+        if len(found) + len(still) == len(children):
+            for each in still:  # once all others have ended, as torchrun does
+                os.kill(each, signal.SIGKILL)
+            still.clear()
+    return [found[child] for child in children]
 
 
 def logged(folder: Path) -> Tensor:
@@ -222,6 +235,25 @@ def test_a_killed_process_ends_the_job_and_leaves_its_checkpoint(tmp_path: Path)
     message = (tmp_path / "said.0").read_text()
     assert "ProcessLostError: process 1 of 2 gets no answer from another one" in message
     assert "start again with --resume" in message
+    assert newest(tmp_path).step == 3
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_process_that_hangs_ends_the_job_within_the_timeout(tmp_path: Path, stopped: int) -> None:
+    def hang() -> None:
+        if distributed.world().rank == stopped:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    began = time.monotonic()
+    loop = LOOP.model_copy(update={"timeout_minutes": SHORT})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[__name__], "LOOP", loop)
+        codes = crew(lambda: train(Divided({4: hang}), loop, tmp_path, resume=False), tmp_path / "said")
+    assert codes[1 - stopped] == 4 and codes[stopped] == -signal.SIGKILL
+    assert time.monotonic() - began < 60 * SHORT + 10
+    message = (tmp_path / f"said.{1 - stopped}").read_text()
+    assert f"process {2 - stopped} of 2 gets no answer from another one, which has died, hangs or" in message
+    assert "only slow, give train.timeout_minutes more" in message and "start again with --resume" in message
     assert newest(tmp_path).step == 3
 
 

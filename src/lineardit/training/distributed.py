@@ -140,8 +140,8 @@ def lost_processes(rank: int, size: int) -> Iterator[None]:
             raise
         raise ProcessLostError(
             f"process {rank + 1} of {size} gets no answer from another one, which has died, hangs or cannot "
-            f"be reached ({text.strip().splitlines()[0][:200]}). Its own last lines say why. "
-            "The checkpoints are whole: start again with --resume."
+            f"be reached ({text.strip().splitlines()[0][:200]}). Its own last lines say why; if it was only "
+            "slow, give train.timeout_minutes more. The checkpoints are whole: start again with --resume."
         ) from error
 
 
