@@ -93,3 +93,16 @@ def test_what_cannot_be_described_gets_one_line(
     assert main(["info", str(tmp_path / name)]) == 2
     out, error = capsys.readouterr()
     assert not out and error.startswith("error: ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "class_name", "parameters"),
+    [("article-sana", "ArticleSana", 708_326_688), ("article-dc-ae", "ArticleAutoencoder", 63_144_995)],
+)
+def test_a_preset_is_described_by_its_name(
+    name: str, class_name: str, parameters: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["info", name, "--json"]) == 0
+    facts = read_json(capsys)["preset"]
+    assert (facts["name"], facts["class"], facts["parameters"]) == (name, class_name, parameters)
+    assert facts["latent_channels"] == 32

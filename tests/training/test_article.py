@@ -194,7 +194,7 @@ def test_an_article_autoencoder_is_trained_measured_and_written(
 def run(tiny_model: Path) -> ArticleTransformerRun:
     return ArticleTransformerRun(
         model=ArticleConfig(
-            latent_channels=4, width=16, depth=4, heads=2, qk_dim=4, text_width=12, position_side=8
+            latent_channels=4, width=16, depth=4, heads=2, qk_dim=4, text_width=12, position_base=8
         ),
         scenes=SCENES,
         autoencoder=tiny_model,

@@ -20,7 +20,7 @@ SMALL = ArticleConfig(
     feed_forward_ratio=2.0,
     text_width=7,
     cross_attention_every=4,
-    position_side=4,
+    position_base=4,
 )
 
 

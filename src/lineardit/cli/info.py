@@ -21,7 +21,8 @@ def info(
     target: Annotated[
         str | None,
         typer.Argument(
-            help="A PNG picture, or a model: a folder, a file or a hub id; nothing tells about this machine."
+            help="A PNG picture, a model (folder, file or hub id) or a preset such as sana-0.6b. Without it: "
+            "this machine."
         ),
     ] = None,
     device: Annotated[
@@ -58,6 +59,8 @@ def info(
         facts = machine_facts(device, dtype)
     elif _is_picture(Path(target)):
         facts = picture_facts(Path(target))
+    elif _is_preset(target):
+        facts = preset_facts(target)
     else:
         facts = model_facts(target, verify, height, width, dtype)
     if as_json:
@@ -71,6 +74,12 @@ def _is_picture(path: Path) -> bool:
     if path.suffix.lower() == ".png":
         return not path.is_dir()
     return path.is_file() and path.suffix not in {".safetensors", ".pth", ".pt", ".bin", ".ckpt"}
+
+
+def _is_preset(target: str) -> bool:
+    from lineardit.config.presets import PRESETS
+
+    return target in PRESETS and not Path(target).exists()
 
 
 def machine_facts(device: str, dtype: str) -> dict[str, Any]:
@@ -157,6 +166,29 @@ def model_facts(
     return facts
 
 
+def preset_facts(name: str) -> dict[str, Any]:
+    """The network that a preset describes, without weights."""
+    import torch
+
+    from lineardit.autoencoder.model import Autoencoder
+    from lineardit.config.article import ArticleConfig
+    from lineardit.config.models import TransformerConfig
+    from lineardit.config.presets import PRESETS
+    from lineardit.interop.native import autoencoder_component
+    from lineardit.transformer.denoiser import denoiser_of
+
+    config = PRESETS[name]
+    with torch.device("meta"):
+        if isinstance(config, TransformerConfig | ArticleConfig):
+            network: torch.nn.Module = denoiser_of(config)
+            class_name = type(network).__name__
+        else:
+            network = Autoencoder(config)
+            class_name = autoencoder_component(network).class_name
+    parameters = sum(each.numel() for each in network.parameters())
+    return {"preset": {"name": name, "class": class_name, "parameters": parameters, **config.model_dump()}}
+
+
 def lora_facts(target: str) -> dict[str, Any]:
     """What a LoRA adds, and to what."""
     from lineardit.interop.lora import read_lora
@@ -179,12 +211,13 @@ def lora_facts(target: str) -> dict[str, Any]:
 
 def _made_for(place: "Place") -> str | None:
     """The size of pictures, or of latents where the autoencoder is not there, as far as it is known."""
+    from lineardit.config.article import ArticleConfig
     from lineardit.config.models import TransformerConfig
 
     if "size" in place.sampling:
         return "{0} x {0} pixels".format(place.sampling["size"])
     config = place.networks["transformer"].config if "transformer" in place.networks else None
-    if not isinstance(config, TransformerConfig):
+    if not isinstance(config, TransformerConfig | ArticleConfig):
         return None
     return "{0} x {0} latents".format(config.position_base * config.patch_size)
 
@@ -192,10 +225,10 @@ def _made_for(place: "Place") -> str | None:
 def _network_facts(network: "Network") -> dict[str, Any]:
     from math import prod
 
-    from lineardit.config.presets import AUTOENCODERS, TRANSFORMERS
+    from lineardit.config.presets import PRESETS
 
     stored = network.tensors.stored.values()
-    known = [name for name, preset in {**TRANSFORMERS, **AUTOENCODERS}.items() if preset == network.config]
+    known = [name for name, preset in PRESETS.items() if preset == network.config]
     return {
         "class": network.class_name,
         "preset": " or ".join(known) or None,
@@ -208,6 +241,7 @@ def _network_facts(network: "Network") -> dict[str, Any]:
 
 def _memory_facts(place: "Place", height: int | None, width: int | None, dtype: str) -> dict[str, Any]:
     """What drawing one picture takes at most, where the size that the model was made for is known."""
+    from lineardit.config.article import ArticleAutoencoderConfig, ArticleConfig
     from lineardit.config.models import AutoencoderConfig, TransformerConfig
     from lineardit.interop.memory import decoder_bytes, transformer_bytes
     from lineardit.kernels import native
@@ -216,7 +250,9 @@ def _memory_facts(place: "Place", height: int | None, width: int | None, dtype: 
 
     configs = {name: network.config for name, network in place.networks.items()}
     transformer, autoencoder = configs.get("transformer"), configs.get("autoencoder")
-    if not isinstance(transformer, TransformerConfig) or not isinstance(autoencoder, AutoencoderConfig):
+    if not isinstance(transformer, TransformerConfig | ArticleConfig) or not isinstance(
+        autoencoder, AutoencoderConfig | ArticleAutoencoderConfig
+    ):
         return {}
     unit = autoencoder.stride * transformer.patch_size
     size = int(place.sampling.get("size", transformer.position_base * unit))
@@ -232,7 +268,8 @@ def _memory_facts(place: "Place", height: int | None, width: int | None, dtype: 
     )
     stride = autoencoder.stride
     # With guidance every step sees two pictures.
-    twice = 1 if transformer.guidance_embedding else 2
+    embedded = isinstance(transformer, TransformerConfig) and transformer.guidance_embedding
+    twice = 1 if embedded else 2
     native.use("auto" if native.outlook().name == "native" else "torch")
     denoising = transformer_bytes(transformer, height // stride, width // stride, floats, twice)
     decoding = decoder_bytes(autoencoder, height, width, floats)

@@ -58,8 +58,7 @@ def print_training_memory(
     config = named(preset, presets, "transformer")
     stride = 32  # of the autoencoder that all of them were published with
     unit = stride * config.patch_size
-    side = config.position_side if isinstance(config, ArticleConfig) else config.position_base
-    size = side * unit
+    size = config.position_base * unit
     height, width = height or size, width or size
     for name, side in (("height", height), ("width", width)):
         check_multiple(name, side, unit, f"{unit}, the pixels per token")

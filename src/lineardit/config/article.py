@@ -29,7 +29,7 @@ class ArticleConfig(Config):
     """Channels of the text encoder's last hidden state: T5-XXL."""
     cross_attention_every: int = Field(4, gt=0)
     """Cross-attention follows every block whose number this divides."""
-    position_side: int = Field(32, gt=0)
+    position_base: int = Field(32, gt=0)
     """Tokens per side that the learned positions are kept for: 32 for 1024 px."""
     num_steps: int = Field(1000, gt=0)
     """Timesteps of the diffusion: 0 <= t < num_steps."""

@@ -4,6 +4,12 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from lineardit.config.article import (
+    ARTICLE_AUTOENCODERS,
+    ARTICLES,
+    ArticleAutoencoderConfig,
+    ArticleConfig,
+)
 from lineardit.config.models import AutoencoderConfig, Config, StageConfig, TransformerConfig
 from lineardit.errors import ConfigError
 
@@ -93,6 +99,15 @@ AUTOENCODERS: Mapping[str, AutoencoderConfig] = {
     "dc-ae-f128c512-mix-1.0": differing(_F128, latent_scale=(0.3620,)),
 }
 """Deep-compression autoencoders (arXiv:2410.10733)."""
+
+
+PRESETS: Mapping[str, TransformerConfig | AutoencoderConfig | ArticleConfig | ArticleAutoencoderConfig] = {
+    **TRANSFORMERS,
+    **AUTOENCODERS,
+    **ARTICLES,
+    **ARTICLE_AUTOENCODERS,
+}
+"""All of them, the article's among them."""
 
 
 def transformer_preset(name: str) -> TransformerConfig:

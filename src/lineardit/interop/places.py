@@ -451,10 +451,8 @@ def _size(networks: Mapping[str, Network]) -> dict[str, Any]:
     """The pixels per side that both networks were made for."""
     found = [networks[name].config for name in ("transformer", "autoencoder") if name in networks]
     match found:
-        case [TransformerConfig() as transformer, AutoencoderConfig() as autoencoder]:
+        case [(TransformerConfig() | ArticleConfig()) as transformer, LatentsConfig() as autoencoder]:
             return {"size": transformer.position_base * transformer.patch_size * autoencoder.stride}
-        case [ArticleConfig() as article, LatentsConfig() as autoencoder]:
-            return {"size": article.position_side * article.patch_size * autoencoder.stride}
     return {}
 
 

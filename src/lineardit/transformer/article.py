@@ -9,6 +9,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 from torch.nn import functional
 
 from lineardit.config.article import ArticleConfig
@@ -112,7 +113,7 @@ class ArticleSana(nn.Module):
         width, patch_numbers = config.width, config.latent_channels * config.patch_size**2
         self.config = config
         self.to_tokens = Linear(patch_numbers, width)
-        self.positions = nn.Parameter(torch.zeros(1, width, config.position_side, config.position_side))
+        self.positions = nn.Parameter(torch.zeros(1, width, config.position_base, config.position_base))
         self.time = nn.Sequential(Linear(width, width), nn.SiLU(), Linear(width, width))
         self.to_prompt = Linear(config.text_width, width)
         self.blocks = nn.ModuleList(ArticleBlock(config) for _ in range(config.depth))
@@ -151,7 +152,7 @@ class ArticleSana(nn.Module):
             heads=num_heads,
             feed_forward_ratio=mlp_ratio,
             text_width=text_dim,
-            position_side=image_size // patch_size,
+            position_base=image_size // patch_size,
         )
         return cls(config)
 
@@ -262,8 +263,8 @@ class ArticleSana(nn.Module):
         self._check_width("latents", latents.shape[1], config.latent_channels)
         for name, side in zip(("height", "width"), latents.shape[-2:], strict=True):
             check_multiple(f"latent {name}", side, config.patch_size, f"patch_size={config.patch_size}")
-        if torch.compiler.is_compiling() or times.is_meta:
-            return
+        if torch.compiler.is_compiling() or times.is_meta or is_fake(times):
+            return  # there are no numbers to look at
         if not ((times >= 0) & (times < config.num_steps)).all():
             raise InputError(
                 f"times {times.tolist()} do not all lie in 0 <= time < {config.num_steps}. "
