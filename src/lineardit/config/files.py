@@ -15,6 +15,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from lineardit.config.article import ARTICLE_AUTOENCODERS, ARTICLES
+from lineardit.config.classes import ClassNetwork, ClassRun
 from lineardit.config.detector import DetectorRun
 from lineardit.config.finetune import FinetuneRun
 from lineardit.config.models import Config
@@ -29,7 +30,7 @@ from lineardit.config.runs import (
 )
 from lineardit.errors import ConfigError
 
-Recipe = Run | DetectorRun | FinetuneRun
+Recipe = Run | ClassRun | DetectorRun | FinetuneRun
 """What a recipe can describe."""
 
 KINDS: Mapping[str, type[Recipe]] = {
@@ -37,6 +38,7 @@ KINDS: Mapping[str, type[Recipe]] = {
     "article-autoencoder": ArticleAutoencoderRun,
     "transformer": TransformerRun,
     "article-transformer": ArticleTransformerRun,
+    "class-conditional": ClassRun,
     "text": TextRun,
     "detector": DetectorRun,
     "finetune": FinetuneRun,
@@ -141,6 +143,8 @@ def _preset(name: str, kind: str) -> Config:
             return named(name, ARTICLE_AUTOENCODERS, "autoencoder")
         case "article-transformer":
             return named(name, ARTICLES, "transformer")
+        case "class-conditional":
+            return ClassNetwork.preset(name)
     return named(name, TRANSFORMERS, "transformer")
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lineardit.autoencoder.model import Autoencoder
 from lineardit.config.article import ArticleAutoencoderConfig, ArticleConfig
+from lineardit.config.dit import LinearDiTConfig, SoftmaxDiTConfig
 from lineardit.config.models import AutoencoderConfig, BertConfig, Config, SceneTextConfig, TransformerConfig
 from lineardit.errors import CheckpointError, ConfigError, InputError, OutputError
 from lineardit.interop.durable import Fingerprint, fingerprint, new_folder
@@ -35,6 +36,8 @@ REGISTRY: Mapping[str, type[Config]] = {
     "Transformer": TransformerConfig,
     "ControlNet": TransformerConfig,
     "ArticleSana": ArticleConfig,
+    "LinearDiT": LinearDiTConfig,
+    "SoftmaxDiT": SoftmaxDiTConfig,
     "Autoencoder": AutoencoderConfig,
     "ArticleAutoencoder": ArticleAutoencoderConfig,
     "SceneTextEncoder": SceneTextConfig,

@@ -6,11 +6,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from lineardit.config.classes import ClassRun
 from lineardit.config.detector import DetectorConfig, DetectorRun
 from lineardit.config.finetune import FinetuneRun
 from lineardit.config.runs import PoolRun, ReconstructionRun, Run, TextRun
 from lineardit.kernels.select import inspect_machine, select
 from lineardit.training.autoencoder import train_autoencoder
+from lineardit.training.classes import train_classes
 from lineardit.training.detector import DetectionTask, detector_config
 from lineardit.training.finetune import train_finetune
 from lineardit.training.generation import train_transformer
@@ -18,13 +20,15 @@ from lineardit.training.loop import Outcome, step_generator, train
 from lineardit.training.scene_text import train_scene_text
 
 
-def start(run: Run | FinetuneRun, folder: Path, *, resume: bool, device: str = "auto") -> Path:
+def start(run: Run | ClassRun | FinetuneRun, folder: Path, *, resume: bool, device: str = "auto") -> Path:
     """Train `run` in `folder` and return the folder of the finished model, `folder`/model."""
     place = pick_device(device)
     if isinstance(run, ReconstructionRun):
         return train_autoencoder(run, folder, resume=resume, device=place)
     if isinstance(run, PoolRun):
         return train_transformer(run, folder, resume=resume, device=place)
+    if isinstance(run, ClassRun):
+        return train_classes(run, folder, resume=resume, device=place)
     if isinstance(run, FinetuneRun):
         return train_finetune(run, folder, resume=resume, device=place)
     assert isinstance(run, TextRun)
