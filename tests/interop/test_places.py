@@ -208,8 +208,8 @@ def cut(path: Path) -> None:
             "vae is a AutoencoderKL; what fits into a SanaPipeline is a AutoencoderDC",
         ),
         (
-            lambda at: change(at / "model_index.json", text_encoder=["transformers", "T5EncoderModel"]),
-            "the text encoder is a T5EncoderModel. Read are Gemma2Model",
+            lambda at: change(at / "model_index.json", text_encoder=["transformers", "CLIPTextModel"]),
+            "the text encoder is a CLIPTextModel. Read are Gemma2Model",
         ),
         (
             lambda at: change(at / "vae" / "config.json", latent_channels=6),

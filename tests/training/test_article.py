@@ -6,6 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
 from torch.nn import functional
 
 from lineardit.autoencoder.model import Autoencoder
@@ -26,6 +30,7 @@ from lineardit.diffusion.predictions import ddpm_path, ddpm_prediction
 from lineardit.errors import ConfigError
 from lineardit.interop.native import describe_model, load_autoencoder
 from lineardit.interop.text import load_text_encoder
+from lineardit.text.encoder import T5Encoder
 from lineardit.training import pool as pools
 from lineardit.training.adversarial import PatchDiscriminator, discriminator_loss, fooling_loss
 from lineardit.training.autoencoder import train_autoencoder
@@ -308,3 +313,25 @@ def test_what_does_not_fit_together_is_refused(run: ArticleTransformerRun, tmp_p
         with pytest.raises(ConfigError, match=message):
             train_transformer(other, tmp_path, resume=False, device=CPU)
     assert not list(tmp_path.iterdir())
+
+
+def test_captions_are_read_with_a_t5_of_the_users_too(run: ArticleTransformerRun, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="the extra [hub] is not installed")
+    torch.manual_seed(0)
+    config = transformers.T5Config(vocab_size=40, d_model=12, d_kv=6, d_ff=20, num_layers=1, num_heads=2)
+    transformers.T5EncoderModel(config).save_pretrained(tmp_path / "t5")
+    words = ["<pad>", "</s>", "<unk>", "a", "red", "dog", "two", "cats"]
+    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(tmp_path / "t5")
+    reading = run.model_copy(update={"text_encoder": tmp_path / "t5"})
+    folder = train_transformer(reading, tmp_path / "run", resume=False, device=CPU)
+    assert describe_model(folder)[1]["published_text"] == "T5EncoderModel"
+    t5 = T5Encoder.from_folder(tmp_path / "t5")
+    lengths = pool_captions(reading, tmp_path / "run" / "pool" / "captions", t5).lengths
+    scenes = EmojiScenes(SCENES, run.train.seed)
+    captions = scenes.captions(scenes.scene(3), 3, 2)
+    assert lengths[3].tolist() == [len(tokenizer.encode(caption.lower()).ids) for caption in captions]

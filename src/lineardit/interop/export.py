@@ -48,7 +48,7 @@ from lineardit.interop.shards import write_file, write_weights
 from lineardit.interop.stored import LazyTensors, stored_of
 from lineardit.interop.text import text_component
 from lineardit.text.embedding import TextEncoder
-from lineardit.text.encoder import GemmaEncoder
+from lineardit.text.encoder import PublishedEncoder
 from lineardit.text.offline import OfflineEncoder
 from lineardit.transformer.controlnet import ControlNet
 from lineardit.transformer.denoiser import Denoiser
@@ -123,6 +123,11 @@ class LiveText:
     tokenizer: Any
     width: int
 
+    @classmethod
+    def of(cls, encoder: PublishedEncoder) -> "LiveText":
+        """What an encoder runs."""
+        return cls(encoder.model, encoder.tokenizer, encoder.width)
+
     @property
     def class_name(self) -> str:
         """What transformers calls it."""
@@ -137,6 +142,10 @@ class LiveText:
         """Fill two new folders with it and its tokenizer."""
         self.model.save_pretrained(text_encoder)
         self.tokenizer.save_pretrained(tokenizer)
+
+    def write_below(self, folder: Path) -> None:
+        """Fill the two folders of a model's folder."""
+        self.write(folder / "text_encoder", folder / "tokenizer")
 
 
 def live_place(
@@ -166,9 +175,8 @@ def live_place(
     if controlnet is not None:
         networks["controlnet"] = _live("ControlNet", controlnet.config, controlnet, name)
     place = Place(Path(name), "native", networks, sampling=dict(sampling))
-    if isinstance(text_encoder, GemmaEncoder):
-        text = LiveText(text_encoder.model, text_encoder.tokenizer, text_encoder.width)
-        return replace(place, text=text)
+    if isinstance(text_encoder, PublishedEncoder):
+        return replace(place, text=LiveText.of(text_encoder))
     if not isinstance(text_encoder, OfflineEncoder):
         raise InputError(f"a {type(text_encoder).__name__} cannot be written to a model's folder.")
     component, files = text_component(text_encoder)

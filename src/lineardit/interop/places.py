@@ -56,7 +56,7 @@ from lineardit.interop.stored import LazyTensors, open_tensors, read_header
 from lineardit.interop.text import TOKENIZER, text_encoder_from
 from lineardit.kernels.select import DTYPES
 from lineardit.text.embedding import TextEncoder
-from lineardit.text.encoder import GemmaEncoder
+from lineardit.text.encoder import GemmaEncoder, PublishedEncoder, T5Encoder
 from lineardit.transformer.controlnet import ControlNet
 from lineardit.transformer.denoiser import Denoiser, denoiser_of
 from lineardit.transformer.model import Transformer
@@ -75,8 +75,14 @@ PIPELINES = (
 )
 WEIGHTS_STEM, TEXT_STEM = "diffusion_pytorch_model", "model"
 NETWORK_CLASSES = (TRANSFORMER_CLASS, AUTOENCODER_CLASS, CONTROLNET_CLASS)
-TEXT_CLASSES = {"Gemma2Model": GemmaEncoder, "Gemma2ForCausalLM": GemmaEncoder}
+TEXT_CLASSES: Mapping[str, type[PublishedEncoder]] = {
+    "Gemma2Model": GemmaEncoder,
+    "Gemma2ForCausalLM": GemmaEncoder,
+    "T5EncoderModel": T5Encoder,
+}
 """Text encoders of pipelines, by the name that transformers has for them."""
+TEXT_FAMILIES: Mapping[str, type[PublishedEncoder]] = {"gemma2": GemmaEncoder, "t5": T5Encoder}
+"""Those that lie in a folder of their own, by what its config.json says."""
 
 CHECKPOINTS = "checkpoints"
 """The folder of an official release that its weights lie in."""
@@ -251,9 +257,8 @@ def with_parts(
 
 def _with_text(place: Place, path: Path, variant: str | None) -> Place:
     kept = {name: each for name, each in place.networks.items() if name != "text_encoder"}
-    options = read_json(path / "config.json") if (path / "config.json").is_file() else {}
-    if options.get("model_type") == "gemma2":
-        text = _text_in(path, path, GemmaEncoder.model_class, variant)
+    text = published_text(path, variant=variant)
+    if text is not None:
         return replace(place, networks=kept, text=text, files={})
     other = open_place(path, variant=variant)
     if "text_encoder" in other.networks:
@@ -261,6 +266,17 @@ def _with_text(place: Place, path: Path, variant: str | None) -> Place:
     elif other.text is None:
         raise CheckpointError(f"{path} holds no text encoder, only {', '.join(other.networks)}.")
     return replace(place, networks=kept, text=other.text, files=other.files)
+
+
+def published_text(path: Path, *, variant: str | None = None) -> PublishedText | None:
+    """The text encoder that transformers wrote to a folder with its tokenizer, or None where there is none.
+
+    Raises:
+        CheckpointError: its description is damaged.
+    """
+    described = path / "config.json"
+    kind = TEXT_FAMILIES.get(str(read_json(described).get("model_type"))) if described.is_file() else None
+    return None if kind is None else _text_in(path, path, kind.model_class, variant)
 
 
 def resolve(place: str | Path) -> Path:
@@ -350,10 +366,15 @@ def assemble_text_encoder(place: Place, device: torch.device) -> TextEncoder:
         encoder = text_encoder_from(network.component(), Path(network.source))
         return encoder.to(device)
     assert isinstance(place.text, PublishedText)
-    kind = TEXT_CLASSES[place.text.class_name]
-    text = kind.from_folder(place.text.folder, place.text.tokenizer, dtype="auto", variant=place.text.variant)
-    text.model.to(device)
-    return text
+    return read_published_text(place.text, device)
+
+
+def read_published_text(text: PublishedText, device: torch.device) -> PublishedEncoder:
+    """A text encoder as transformers stores it, in the dtype that it is stored in. Raises as above."""
+    kind = TEXT_CLASSES[text.class_name]
+    encoder = kind.from_folder(text.folder, text.tokenizer, dtype="auto", variant=text.variant)
+    encoder.model.to(device)
+    return encoder
 
 
 def _assembled(
@@ -496,7 +517,8 @@ def _published_text(path: Path, class_name: str, variant: str | None) -> Publish
 
 
 def _text_in(folder: Path, tokenizer: Path, class_name: str, variant: str | None) -> PublishedText:
-    width = read_json(folder / "config.json").get("hidden_size")
+    options = read_json(folder / "config.json")
+    width = options.get("hidden_size", options.get("d_model"))  # T5 has its own name for it
     if not isinstance(width, int):
         raise CheckpointError(f"{folder / 'config.json'} has no hidden_size.")
     found = choose_variant(folder, TEXT_STEM, variant)

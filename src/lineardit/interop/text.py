@@ -13,6 +13,7 @@ from lineardit.config.models import BertConfig, SceneTextConfig, TextConfig
 from lineardit.errors import CheckpointError, ConfigError
 from lineardit.interop.durable import fingerprint
 from lineardit.interop.native import (
+    INDEX,
     Component,
     describe_model,
     load_strict,
@@ -57,6 +58,11 @@ def load_text_encoder(folder: Path) -> OfflineEncoder:
 
 def text_fingerprint(folder: Path) -> dict[str, str]:
     """What decides an encoder's embeddings: checksums of its weights and its vocabulary."""
+    if not (folder / INDEX).is_file():
+        kept = (
+            file for file in sorted(folder.iterdir()) if file.suffix in {".safetensors", ".json", ".model"}
+        )
+        return {file.name: fingerprint(file).sha256 for file in kept}
     summaries, _ = describe_model(folder)
     if COMPONENT not in summaries:
         raise CheckpointError(f"{folder} holds no {COMPONENT}.")

@@ -13,10 +13,10 @@ from lineardit.errors import CheckpointError, MissingExtraError
 from lineardit.text.embedding import TextEmbedding
 from lineardit.text.prompt import sana_instruction, warn_of_cut
 
-Encoder = TypeVar("Encoder", bound="_TransformersEncoder")
+Encoder = TypeVar("Encoder", bound="PublishedEncoder")
 
 
-class _TransformersEncoder:
+class PublishedEncoder:
     """Last hidden states of a model of transformers, with padding on the right up to the longest prompt.
 
     Prompts are stripped and lower-cased, as the published models were trained. Models that were trained with
@@ -124,7 +124,7 @@ class _TransformersEncoder:
         return TextEmbedding(hidden[:, kept], batch.attention_mask[:, kept].bool().to(device))
 
 
-class GemmaEncoder(_TransformersEncoder):
+class GemmaEncoder(PublishedEncoder):
     """Gemma-2 as SANA uses it: 300 tokens, the instruction before every prompt but not before a negative one.
 
     Tokens 0 and the last 299 of instruction and prompt are kept (SANA, arXiv:2410.10629, section 2.3).
@@ -149,7 +149,7 @@ class GemmaEncoder(_TransformersEncoder):
         return self._encode(prompts, self.instruction)
 
 
-class T5Encoder(_TransformersEncoder):
+class T5Encoder(PublishedEncoder):
     """The encoder half of T5, as PixArt uses it: 300 tokens, no instruction."""
 
     model_class = "T5EncoderModel"

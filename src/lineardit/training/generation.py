@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -23,6 +23,7 @@ from lineardit.diffusion.states import State
 from lineardit.diffusion.times import flow_times
 from lineardit.errors import ConfigError
 from lineardit.interop.bundled import folder_named
+from lineardit.interop.export import LiveText
 from lineardit.interop.native import (
     Component,
     autoencoder_component,
@@ -31,8 +32,10 @@ from lineardit.interop.native import (
     only,
     save_model,
 )
+from lineardit.interop.places import PUBLISHED_TEXT, published_text, read_published_text
 from lineardit.interop.text import load_text_encoder, text_component
-from lineardit.text.embedding import TextEmbedding
+from lineardit.text.embedding import TextEmbedding, TextEncoder
+from lineardit.text.encoder import PublishedEncoder
 from lineardit.text.offline import OfflineEncoder
 from lineardit.training.layout import LayoutReader, layout_loss, objects_share, token_objects
 from lineardit.training.loop import step_generator, train
@@ -66,7 +69,9 @@ def course_of(run: PoolRun, tokens: int) -> Course:
         )
     assert isinstance(run, TransformerRun)
     times = flow_times(steps, run.times.shift)
-    return Course("velocity", flow_matching(run.times, tokens), lambda model, noise: euler(model, noise, times))
+    return Course(
+        "velocity", flow_matching(run.times, tokens), lambda model, noise: euler(model, noise, times)
+    )
 
 
 class GenerationTask:
@@ -77,7 +82,7 @@ class GenerationTask:
         run: PoolRun,
         model: Denoiser,
         autoencoder: Autoencoder,
-        text_encoder: OfflineEncoder,
+        text_encoder: TextEncoder,
         latents: Float[Tensor, "scenes c h w"],
         captions: CaptionPool,
     ) -> None:
@@ -128,7 +133,11 @@ class GenerationTask:
             return {"loss": loss}
         classes = self._objects[chosen].to(device)
         layout = layout_loss(read[0], classes[rows], objects_share(classes))
-        return {"loss": loss + self.run.layout_weight * layout, self._course.predicted: loss, "layout": layout}
+        return {
+            "loss": loss + self.run.layout_weight * layout,
+            self._course.predicted: loss,
+            "layout": layout,
+        }
 
     def batch(self, step: int, generator: torch.Generator) -> tuple[Int[Tensor, " b"], TextEmbedding]:
         """Numbers of the scenes of step `step`, and their captions; some are dropped for guidance."""
@@ -173,7 +182,7 @@ def train_transformer(run: PoolRun, folder: Path, *, resume: bool, device: torch
         CheckpointError: the transformer to start from has another shape.
     """
     autoencoder = load_autoencoder(folder_named(run.autoencoder)).to(device).eval().requires_grad_(False)
-    text_encoder = load_text_encoder(folder_named(run.text_encoder)).to(device)
+    text_encoder = text_encoder_in(folder_named(run.text_encoder), device)
     _check_fit(run, autoencoder, text_encoder)
     torch.manual_seed(int(torch.randint(2**31, (), generator=step_generator(run.train.seed, 0, "weights"))))
     model = denoiser_of(run.model).to(device)
@@ -187,6 +196,17 @@ def train_transformer(run: PoolRun, folder: Path, *, resume: bool, device: torch
     return save_whole(folder / "model", average, autoencoder, text_encoder, run, outcome.step)
 
 
+def text_encoder_in(folder: Path, device: torch.device) -> TextEncoder:
+    """The text encoder of a folder: one of ours, or one that transformers wrote, such as T5.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged.
+        MissingExtraError: transformers is needed and not installed.
+    """
+    text = published_text(folder)
+    return load_text_encoder(folder).to(device) if text is None else read_published_text(text, device)
+
+
 def without_head(trained: nn.Module) -> Denoiser:
     """The transformer of what was trained, with or without the head that names objects."""
     transformer = trained.transformer if isinstance(trained, LayoutReader) else trained
@@ -198,19 +218,17 @@ def save_whole(
     folder: Path,
     transformer: Denoiser,
     autoencoder: Autoencoder,
-    text_encoder: OfflineEncoder,
+    text_encoder: TextEncoder,
     run: PoolRun,
     step: int,
 ) -> Path:
     """Write transformer, text encoder and autoencoder as one model folder that `Pipeline` reads."""
-    text, files = text_component(text_encoder)
     components = {
         "transformer": Component(type(transformer).__name__, run.model, transformer.state_dict()),
         "autoencoder": autoencoder_component(autoencoder),
-        "text_encoder": text,
     }
     path = {"shift": run.times.shift} if isinstance(run, TransformerRun) else {"sampler": "ddim"}
-    about = {
+    about: dict[str, Any] = {
         "sampling": {
             **path,
             "guidance_scale": run.sample.guidance_scale,
@@ -220,11 +238,18 @@ def save_whole(
         "steps_trained": step,
         "recipe": run.model_dump(mode="json", include=DESCRIBED),
     }
-    save_model(folder, components, about=about, extra_files=files, dtype="fp16")
+    if isinstance(text_encoder, OfflineEncoder):
+        components["text_encoder"], files = text_component(text_encoder)
+        save_model(folder, components, about=about, extra_files=files, dtype="fp16")
+        return folder
+    assert isinstance(text_encoder, PublishedEncoder)
+    text = LiveText.of(text_encoder)
+    about[PUBLISHED_TEXT] = text.class_name
+    save_model(folder, components, about=about, dtype="fp16", fill=text.write_below)
     return folder
 
 
-def _check_fit(run: PoolRun, autoencoder: Autoencoder, text_encoder: OfflineEncoder) -> None:
+def _check_fit(run: PoolRun, autoencoder: Autoencoder, text_encoder: TextEncoder) -> None:
     channels, pooled = autoencoder.config.latent_channels, pooled_scenes(run)
     model = run.model
     if model.latent_channels != channels:

@@ -18,6 +18,7 @@ from lineardit.interop.bundled import folder_named
 from lineardit.interop.native import describe_model
 from lineardit.interop.text import text_fingerprint
 from lineardit.kernels.select import autocast
+from lineardit.text.embedding import TextEncoder
 from lineardit.text.offline import OfflineEncoder
 
 SHARD = 1024
@@ -79,7 +80,7 @@ def pool_latents(run: PooledScenes, folder: Path, autoencoder: Autoencoder) -> F
     return cache.load(_shards(run))["latents"]
 
 
-def pool_captions(run: PoolRun, folder: Path, text_encoder: OfflineEncoder) -> CaptionPool:
+def pool_captions(run: PoolRun, folder: Path, text_encoder: TextEncoder) -> CaptionPool:
     """Embeddings (bfloat16) of the captions of the same scenes, computed once and kept as the latents are."""
     scenes = EmojiScenes(run.scenes, run.train.seed)
     key = {
@@ -125,8 +126,10 @@ def _latents(autoencoder: Autoencoder, scenes: EmojiScenes, drawn: list[Scene]) 
 
 
 @torch.no_grad()
-def _embedded(text_encoder: OfflineEncoder, captions: list[str]) -> list[Float[Tensor, "m c"]]:
+def _embedded(text_encoder: TextEncoder, captions: list[str]) -> list[Float[Tensor, "m c"]]:
     """Each caption's vectors; captions of like length are encoded together."""
+    if not isinstance(text_encoder, OfflineEncoder):
+        return _published(text_encoder, captions)
     device = next(text_encoder.parameters()).device
     tokens = [torch.tensor(each, device=device) for each in text_encoder.tokens(captions)]
     order = sorted(range(len(tokens)), key=lambda place: len(tokens[place]))
@@ -140,3 +143,14 @@ def _embedded(text_encoder: OfflineEncoder, captions: list[str]) -> list[Float[T
         for place, row, there in zip(places, vectors.bfloat16().cpu(), mask.cpu(), strict=True):
             rows[place] = row[there]
     return [rows[place] for place in range(len(tokens))]
+
+
+def _published(text_encoder: TextEncoder, captions: list[str]) -> list[Float[Tensor, "m c"]]:
+    order = sorted(range(len(captions)), key=lambda place: len(captions[place]))
+    rows: dict[int, Tensor] = {}
+    for start in range(0, len(order), ENCODED_AT_ONCE):
+        places = order[start : start + ENCODED_AT_ONCE]
+        vectors, mask = text_encoder.encode([captions[place] for place in places])
+        for place, row, there in zip(places, vectors.bfloat16().cpu(), mask.cpu(), strict=True):
+            rows[place] = row[there]
+    return [rows[place] for place in range(len(captions))]
