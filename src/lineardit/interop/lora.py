@@ -172,13 +172,17 @@ def is_lora(path: Path) -> bool:
     return bool(names) and all("lora" in name or name.endswith(".alpha") for name in names)
 
 
-def add_lora(transformer: Transformer, lora: Lora, name: str, weight: float = 1.0) -> dict[str, Addition]:
+def add_lora(transformer: nn.Module, lora: Lora, name: str, weight: float = 1.0) -> dict[str, Addition]:
     """Add a LoRA beside the layers of a transformer, called `name`; what is added, by the file's layers.
 
     Raises:
         CheckpointError: it is for another model; nothing is added then.
-        InputError: the name is taken or has a dot, or the weight is no number.
+        InputError: the name is taken or has a dot, the weight is no number, or the network is not SANA's.
     """
+    if not isinstance(transformer, Transformer):
+        raise InputError(
+            f"a {type(transformer).__name__} takes no LoRA: those that there are belong to SANA."
+        )
     if not name or "." in name:
         raise InputError(f"{name!r} cannot name a LoRA. Use letters without a dot.")
     if name in loras(transformer):
@@ -201,12 +205,12 @@ def add_lora(transformer: Transformer, lora: Lora, name: str, weight: float = 1.
     return added
 
 
-def loras(transformer: Transformer) -> dict[str, float]:
+def loras(transformer: nn.Module) -> dict[str, float]:
     """The LoRAs of a transformer with their weights."""
     return {name: addition.weight for _, name, addition in _additions(transformer)}
 
 
-def weigh_loras(transformer: Transformer, weights: Mapping[str, float]) -> None:
+def weigh_loras(transformer: nn.Module, weights: Mapping[str, float]) -> None:
     """Give LoRAs new weights; those that are not named keep theirs.
 
     Raises:
@@ -219,7 +223,7 @@ def weigh_loras(transformer: Transformer, weights: Mapping[str, float]) -> None:
         addition.weight = weights.get(name, addition.weight)
 
 
-def merge_loras(transformer: Transformer) -> None:
+def merge_loras(transformer: nn.Module) -> None:
     """Add all LoRAs with their weights to the layers for good."""
     for layer in _wrapped(transformer):
         wrapped = transformer.get_submodule(layer)
@@ -227,7 +231,7 @@ def merge_loras(transformer: Transformer) -> None:
         transformer.set_submodule(layer, wrapped.merged())
 
 
-def unload_loras(transformer: Transformer, *names: str) -> None:
+def unload_loras(transformer: nn.Module, *names: str) -> None:
     """Take LoRAs away, all of them if none is named: the layers are what they were before, to the bit.
 
     Raises:
@@ -244,7 +248,7 @@ def unload_loras(transformer: Transformer, *names: str) -> None:
             transformer.set_submodule(layer, wrapped.base)
 
 
-def _additions(transformer: Transformer) -> Iterator[tuple[str, str, Addition]]:
+def _additions(transformer: nn.Module) -> Iterator[tuple[str, str, Addition]]:
     for layer in _wrapped(transformer):
         wrapped = transformer.get_submodule(layer)
         assert isinstance(wrapped, LoraLinear)
@@ -255,11 +259,11 @@ def _additions(transformer: Transformer) -> Iterator[tuple[str, str, Addition]]:
                 yield layer, name, addition
 
 
-def _wrapped(transformer: Transformer) -> list[str]:
+def _wrapped(transformer: nn.Module) -> list[str]:
     return [name for name, module in transformer.named_modules() if isinstance(module, LoraLinear)]
 
 
-def _check_names(transformer: Transformer, names: Any) -> None:
+def _check_names(transformer: nn.Module, names: Any) -> None:
     known = loras(transformer)
     for name in names:
         if name not in known:
