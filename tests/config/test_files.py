@@ -181,3 +181,9 @@ def test_a_run_cannot_be_changed_afterwards() -> None:
     run = parse_run(AUTOENCODER)
     with pytest.raises(ValueError, match="frozen"):
         run.train.steps = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("recipe", sorted((Path(__file__).parents[2] / "recipes").glob("*.toml")), ids=lambda path: path.stem)
+def test_every_recipe_reads_and_its_explanation_reads_back(recipe: Path) -> None:
+    run = read_run(recipe)
+    assert parse_run(explain(run)) == run
