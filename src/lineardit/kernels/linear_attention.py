@@ -8,12 +8,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lineardit.errors import InputError, ShapeError
-from lineardit.kernels import native, operators
+from lineardit.kernels import gradients, native, operators
 from lineardit.kernels.reference import EPS, FEATURE_MAPS, feature_map
 
 Kernel = Literal["auto", "torch", "triton", "native"]
 """`torch` runs everywhere and is differentiable any number of times and forwards; `triton` on a GPU, once;
-`native` on a CPU where that library is in use, without gradients."""
+`native` on a CPU where that library is in use, without gradients; with them `auto` takes it, once."""
 
 
 class LinearAttentionState(NamedTuple):
@@ -50,9 +50,14 @@ def linear_attention_state(
     if (library := _native(kernel, feature_map_name, key, value)) is not None:
         _check_mask(key, mask)
         return _native_state(library, key, value, feature_map_name, mask)
-    features = feature_map(_widen(key), feature_map_name)
     if mask is not None:
         _check_mask(key, mask)
+    if (library := _learns(kernel, feature_map_name, key, value)) is not None:
+        return LinearAttentionState(
+            *gradients.run(gradients.AttentionState, key, value, mask, feature_map_name == "elu1", library)
+        )
+    features = feature_map(_widen(key), feature_map_name)
+    if mask is not None:
         features = features * mask[:, None, :, None]
     with _without_autocast(key.device):
         return LinearAttentionState(features.transpose(-1, -2) @ _widen(value), features.sum(-2))
@@ -98,6 +103,11 @@ def linear_attention(
         return operators.linear_attention_apply(query, state.memory, state.mass, feature_map)
     if (library := _native(kernel, feature_map, query)) is not None and _plain(state):
         return _native_apply(library, query, state, feature_map)
+    if (library := _learns(kernel, feature_map, query, *state)) is not None:
+        learned: Tensor = gradients.run(
+            gradients.AttentionApplied, query, *state, feature_map == "elu1", library
+        )
+        return learned
     return _apply(query, state, feature_map)
 
 
@@ -128,6 +138,14 @@ def _native(kernel: Kernel, feature_map_name: str, *tensors: Tensor) -> native.L
             "without gradients. Use auto."
         )
     return library if feature_map_name in FEATURE_MAPS else None
+
+
+def _learns(kernel: Kernel, feature_map_name: str, x: Tensor, *others: Tensor) -> native.Library | None:
+    """The library for gradients: of keys and values of one dtype, or of a query and a state in float32."""
+    alike = {each.dtype for each in others} == ({x.dtype} if len(others) == 1 else {torch.float32})
+    if kernel != "auto" or feature_map_name not in FEATURE_MAPS or not alike:
+        return None
+    return native.learns(x, *others)
 
 
 def _plain(state: LinearAttentionState) -> bool:

@@ -1,4 +1,4 @@
-"""The passes of passes.cpp, compiled for the processor at hand: built once, checked once, used where chosen.
+"""The passes in C++, compiled for the processor at hand: built once, checked once, used where chosen.
 
 The library has a plain C interface and knows nothing of torch but its OpenMP, which it shares so that both
 use one set of threads. It is kept in the user's cache, under a name that tells source, compiler and
@@ -33,7 +33,8 @@ OPTIONS = (
     # No traps and no errno: what vectors need. Sums keep their order and NaN stays NaN.
     *("-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"),
 )
-SOURCE = Path(__file__).with_name("passes.cpp")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("passes.cpp", "gradients.cpp"))
+HEADER = Path(__file__).with_name("lanes.h")
 VERSION = 2
 SECONDS_TO_COMPILE = 300
 _SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
@@ -108,6 +109,24 @@ def takes(*tensors: Tensor | None) -> ctypes.CDLL | None:
         if each.device.type not in ("cpu", "meta"):
             return None
         if records and each.requires_grad:
+            return None
+    return None if _transformed() else _in_use
+
+
+def learns(*tensors: Tensor | None) -> ctypes.CDLL | None:
+    """The library, if it is in use and can compute with these tensors and differentiate once (`gradients`).
+
+    They may be float32 and bfloat16 beside each other, as under autocast.
+    """
+    if _in_use is None or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return None
+    given = [each for each in tensors if each is not None]
+    if not any(each.requires_grad for each in given):
+        return None
+    for each in given:
+        if type(each) not in (Tensor, torch.nn.Parameter) or each.dtype not in _SUFFIXES:
+            return None
+        if each.device.type != "cpu":
             return None
     return None if _transformed() else _in_use
 
@@ -197,7 +216,7 @@ def library_path() -> Path:
     """Where the library of this source, compiler and processor is or would be."""
     machine = inspect_machine()
     parts = [
-        SOURCE.read_text("utf-8"),
+        *(place.read_text("utf-8") for place in (*SOURCES, HEADER)),
         *OPTIONS,
         str(compiler()),
         machine.processor,
@@ -217,11 +236,11 @@ def _build(path: Path) -> None:
     chosen = compiler()
     if chosen is None:
         raise OSError(f"there is no C++ compiler ({', '.join(COMPILERS)})")
-    _log.info("compiling %s once, some seconds", SOURCE.name)
+    _log.info("compiling %s once, some seconds", " and ".join(place.name for place in SOURCES))
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         built = Path(folder) / path.name
-        command = [chosen, *OPTIONS, str(SOURCE), "-o", str(built), *_shared_threads()]
+        command = [chosen, *OPTIONS, *map(str, SOURCES), "-o", str(built), *_shared_threads()]
         subprocess.run(command, check=True, capture_output=True, text=True, timeout=SECONDS_TO_COMPILE)
         os.replace(built, path)
 

@@ -1,149 +1,11 @@
 // Passes over tokens and pixels that torch makes several of, each in one: the definitions are in passes.py.
 //
 // A plain C interface: pointers, sizes, and strides in numbers (not bytes). Every function comes as _f32 and _bf16.
-// Sums run in float32 and are rounded once, when they are written. Vectors are those of GCC and Clang, so that the
-// compiler chooses the instructions of the machine it runs on.
+// Sums run in float32 and are rounded once, when they are written.
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <vector>
+#include "lanes.h"
 
 namespace {
-
-using Size = int64_t;
-constexpr Size LANES = 16;
-typedef float Lanes __attribute__((vector_size(64)));
-typedef int32_t Whole __attribute__((vector_size(64)));
-typedef uint32_t Bits __attribute__((vector_size(64)));
-typedef uint16_t Halves __attribute__((vector_size(32)));
-typedef int8_t Small __attribute__((vector_size(16)));
-
-struct Bf16 {
-    uint16_t bits;
-};
-
-inline Size padded(Size count) { return (count + LANES - 1) / LANES * LANES; }
-
-inline Lanes all(float value) { return value - Lanes{}; }
-
-inline Lanes load(const float *from) {
-    Lanes lanes;
-    std::memcpy(&lanes, from, sizeof lanes);
-    return lanes;
-}
-
-inline Lanes load(const Bf16 *from) {
-    Halves halves;
-    std::memcpy(&halves, from, sizeof halves);
-    return (Lanes)(__builtin_convertvector(halves, Bits) << 16);
-}
-
-inline void store(float *to, Lanes lanes) { std::memcpy(to, &lanes, sizeof lanes); }
-
-inline void store(Bf16 *to, Lanes lanes) {
-    Bits bits = (Bits)lanes;
-    Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    Bits broken = (Bits)(lanes != lanes);
-    Halves halves = __builtin_convertvector((broken & 0x7fc0) | (~broken & rounded), Halves);
-    std::memcpy(to, &halves, sizeof halves);
-}
-
-// The last lanes of a row whose length is no multiple of 16.
-template <typename T> inline Lanes load(const T *from, Size count) {
-    if (count >= LANES) return load(from);
-    T some[LANES] = {};
-    std::memcpy(some, from, count * sizeof(T));
-    return load(some);
-}
-
-template <typename T> inline void store(T *to, Lanes lanes, Size count) {
-    if (count >= LANES) return store(to, lanes);
-    T some[LANES];
-    store(some, lanes);
-    std::memcpy(to, some, count * sizeof(T));
-}
-
-inline float total(Lanes lanes) {
-    float some[LANES];
-    store(some, lanes);
-    for (Size half = LANES / 2; half; half /= 2)
-        for (Size lane = 0; lane < half; ++lane) some[lane] += some[lane + half];
-    return some[0];
-}
-
-// Sixteen numbers that stand two apart, from the first (0) or the second (1) on.
-inline Lanes load_every_other(const Bf16 *from, int second) {
-    Bits pairs;
-    std::memcpy(&pairs, from, sizeof pairs);
-    return (Lanes)(second ? pairs & 0xffff0000u : pairs << 16);
-}
-
-inline Lanes load_every_other(const float *from, int second) {
-    Lanes lanes;
-    for (Size lane = 0; lane < LANES; ++lane) lanes[lane] = from[2 * lane + second];
-    return lanes;
-}
-
-// Cephes' expf: 2 ^ n times a polynomial, a rounding or two from exact. NaN stays NaN.
-inline Lanes exponential(Lanes x) {
-    x = x < -87.0f ? all(-87.0f) : x;
-    x = x > 88.0f ? all(88.0f) : x;
-    const float to_whole = 12582912.0f;  // 1.5 * 2^23: what is added to it loses its fraction
-    Lanes n = (x * 1.44269504f + to_whole) - to_whole;
-    Lanes r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    Lanes p = all(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    return p * (Lanes)((__builtin_convertvector(n, Whole) + 127) << 23);
-}
-
-inline Lanes silu(Lanes x) { return x / (1.0f + exponential(-x)); }
-
-inline Lanes features(Lanes x, int map) {
-    Lanes above = x > 0.0f ? x : Lanes{};
-    if (map == 0) return x != x ? x : above;
-    return x > 0.0f ? x + 1.0f : exponential(x);
-}
-
-// out[t] = sum_i left[t, i] right[i] for four rows at a time. `right` has rows of `width` numbers, a multiple of
-// 16; `left` has rows of `left_stride`.
-inline void multiply(
-    const float *left, Size left_stride, Size depth, const float *right, Size width, float *out, Size out_stride
-) {
-    Size column = 0;
-    for (; column + 2 * LANES <= width; column += 2 * LANES) {
-        Lanes sums[4][2] = {};
-        for (Size i = 0; i < depth; ++i) {
-            Lanes first = load(right + i * width + column), second = load(right + i * width + column + LANES);
-            for (Size t = 0; t < 4; ++t) {
-                float factor = left[t * left_stride + i];
-                sums[t][0] += factor * first;
-                sums[t][1] += factor * second;
-            }
-        }
-        for (Size t = 0; t < 4; ++t)
-            for (Size half = 0; half < 2; ++half) store(out + t * out_stride + column + half * LANES, sums[t][half]);
-    }
-    if (column < width) {
-        Lanes sums[4] = {};
-        for (Size i = 0; i < depth; ++i) {
-            Lanes first = load(right + i * width + column);
-            for (Size t = 0; t < 4; ++t) sums[t] += left[t * left_stride + i] * first;
-        }
-        for (Size t = 0; t < 4; ++t) store(out + t * out_stride + column, sums[t]);
-    }
-}
-
-// Where row (b, head, n) of a tensor starts; its channels lie one beside the other.
-struct Strides {
-    Size batch, head, token;
-};
 
 template <typename T>
 void add_steer(
@@ -277,21 +139,6 @@ void depthwise_gate(
     }
 }
 
-constexpr Size TOKENS = 64;
-
-// to[i] += sum_t left[t, i] right[t] for four i and as many vectors of columns as asked for.
-template <Size VECTORS>
-inline void add_products(const float *left, Size depth, const float *right, Size tokens, float *to, Size width) {
-    Lanes sums[4][VECTORS];
-    for (Size i = 0; i < 4; ++i)
-        for (Size v = 0; v < VECTORS; ++v) sums[i][v] = load(to + i * width + v * LANES);
-    for (Size t = 0; t < tokens; ++t)
-        for (Size i = 0; i < 4; ++i)
-            for (Size v = 0; v < VECTORS; ++v) sums[i][v] += left[t * depth + i] * load(right + t * width + v * LANES);
-    for (Size i = 0; i < 4; ++i)
-        for (Size v = 0; v < VECTORS; ++v) store(to + i * width + v * LANES, sums[i][v]);
-}
-
 template <typename T>
 void attention_state(
     const T *key, const T *value, const uint8_t *mask, float *memory, float *mass, Size batch, Size heads, Size count,
@@ -369,7 +216,7 @@ void attention_apply(
                             }
                             divisors[t] = total(sum) + eps;
                         }
-                        multiply(phi.data(), deep, d, state.data(), wide, mixed.data(), wide);
+                        multiply<4>(phi.data(), deep, d, state.data(), wide, mixed.data(), wide);
                         for (Size t = 0; t < here; ++t) {
                             T *to = out + b * outs.batch + head * outs.head + (start + t) * outs.token;
                             for (Size c = 0; c < e; c += LANES)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from lineardit.kernels import native
+from lineardit.kernels import gradients, native
 from lineardit.kernels.int8 import int8_linear, quantized_rows
 from lineardit.kernels.linear_attention import linear_attention
 
@@ -20,6 +20,10 @@ def steered(
     x: Float[Tensor, "b n c"], shift: Float[Tensor, "b 1 c"], scale: Float[Tensor, "b 1 c"], eps: float
 ) -> Float[Tensor, "b n c"]:
     """LayerNorm(x) (1 + scale) + shift."""
+    if (library := _learns_table(x, shift, scale)) is not None:
+        dtype = gradients.branch_dtype()
+        learned: Tensor = gradients.run(gradients.Steered, x, None, shift, scale, eps, dtype, library)
+        return learned
     library = native.takes(x, shift, scale)
     if library is None:
         return functional.layer_norm(x, x.shape[-1:], eps=eps) * (1 + scale) + shift
@@ -33,6 +37,9 @@ def added(
     x: Float[Tensor, "b n c"], y: Float[Tensor, "b n c"], gate: Float[Tensor, "b 1 c"]
 ) -> Float[Tensor, "b n c"]:
     """x + gate y."""
+    if (library := _learns_table(x, gate, branch=y)) is not None:
+        learned: Tensor = gradients.run(gradients.Added, x, y, gate, library)
+        return learned
     library = native.takes(x, y, gate)
     if library is None:
         return x + gate * y
@@ -50,6 +57,12 @@ def added_steered(
     eps: float,
 ) -> tuple[Float[Tensor, "b n c"], Float[Tensor, "b n c"]]:
     """x + y, and its LayerNorm (1 + scale) + shift."""
+    library = _learns_table(x, shift, scale, branch=y)
+    if library is not None and y.dtype == gradients.branch_dtype():
+        learned: tuple[Tensor, Tensor] = gradients.run(
+            gradients.Steered, x, y, shift, scale, eps, y.dtype, library
+        )
+        return learned
     library = native.takes(x, y, shift, scale)
     if library is None:
         total = x + y
@@ -84,9 +97,20 @@ def rms_normed(
 
 
 def depthwise_gated(
-    x: Float[Tensor, "b h w c2"], weight: Float[Tensor, "c2 1 3 3"], bias: Float[Tensor, " c2"]
+    x: Float[Tensor, "b h w c2"],
+    weight: Float[Tensor, "c2 1 3 3"],
+    bias: Float[Tensor, " c2"],
+    *,
+    activate: bool = False,
 ) -> Float[Tensor, "b h w c"]:
-    """content SiLU(gate), the halves of a depthwise 3x3 convolution with zeros around the picture."""
+    """content SiLU(gate), the halves of a depthwise 3x3 convolution with zeros around the picture.
+
+    With `activate` it is the picture's SiLU that is convolved.
+    """
+    if (library := native.learns(x, weight, bias)) is not None:
+        learned: Tensor = gradients.run(gradients.GatedConvolution, x, weight, bias, activate, library)
+        return learned
+    x = functional.silu(x) if activate else x
     if (library := native.takes(x, weight, bias)) is not None:
         b, h, w, both = x.shape
         out = x.new_empty((b, h, w, both // 2))
@@ -183,11 +207,34 @@ def disagreement() -> float:
         # Whole numbers up to 127 are rounded to themselves, whatever the order of operations.
         lambda: int8_linear(whole, *quantized_rows(whole), silu=True),
     ]
+    heads_first = heads.transpose(1, 2).contiguous().transpose(1, 2)
+    work += [
+        lambda: _slopes(lambda x, shift, scale: steered(x, shift, scale, 1e-6), x, shift, scale),
+        lambda: _slopes(added, x, y, gate),
+        lambda: _slopes(lambda x, y: torch.cat(added_steered(x, y, shift, scale, 1e-6)), x, y),
+        lambda: _slopes(depthwise_gated, draw(2, 3, 5, 70), draw(70, 1, 3, 3), draw(70)),
+        lambda: _slopes(linear_attention, heads_first, heads, heads),
+    ]
     found = [each() for each in work]
     with native.using("torch"):
         wanted = [each() for each in work]
     errors = [(one - two).abs().max() / two.abs().max() for one, two in zip(found, wanted, strict=True)]
     return float(torch.stack(errors).max())
+
+
+def _slopes(run: Callable[..., Tensor], *inputs: Tensor) -> Float[Tensor, " count"]:
+    """Gradients of all inputs, one after the other, where that of the output is the output's own cosine."""
+    with torch.inference_mode(False), torch.enable_grad():
+        given = [each.clone().requires_grad_() for each in inputs]
+        out = run(*given)
+        found = torch.autograd.grad(out, given, out.detach().cos())
+    return torch.cat([each.flatten() / each.abs().max() for each in found])
+
+
+def _learns_table(x: Tensor, *tables: Tensor, branch: Tensor | None = None) -> native.Library | None:
+    """The library, if gradients can flow through it to x and the tables, in float32, and to a branch."""
+    wide = all(each.dtype == torch.float32 for each in (x, *tables))
+    return native.learns(x, *tables, branch) if wide and gradients.branch_dtype() != torch.float16 else None
 
 
 def _add_steer(

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lineardit.kernels.gradients import prompt_attention
 from lineardit.kernels.linear_attention import (
     LinearAttentionState,
     linear_attention,
@@ -157,6 +158,8 @@ class CrossAttention(nn.Module):
 def _attended(query: Float[Tensor, "b heads n d"], read: KeyValue) -> Float[Tensor, "b heads n d"]:
     attention = functional.scaled_dot_product_attention
     key, value, mask, counts = read
+    if not counts and (learned := prompt_attention(query, key, value, mask)) is not None:
+        return learned
     if len(set(counts)) <= 1:
         count = counts[0] if counts else key.shape[2]
         kept = None if mask is None else mask[:, None, None, :]

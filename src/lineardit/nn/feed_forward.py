@@ -25,7 +25,12 @@ class GLUMBConv(nn.Module):
 
     def forward(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
         """Mix every pixel with its eight neighbours and its channels."""
-        mixed: Tensor = self.contract(_gated(self.depthwise, _activated(self.expand, x)))
+        if torch.is_grad_enabled() and not isinstance(self.expand, Int8Linear):
+            # The convolution applies SiLU to what it reads, so that nothing is kept of it for the way back.
+            gated = _gated(self.depthwise, self.expand(x), activate=True)
+        else:
+            gated = _gated(self.depthwise, _activated(self.expand, x))
+        mixed: Tensor = self.contract(gated)
         return mixed
 
 
@@ -39,11 +44,14 @@ def _activated(layer: nn.Module, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b 
     return functional.silu(layer(x))
 
 
-def _gated(layer: Conv2d, x: Float[Tensor, "b h w c2"]) -> Float[Tensor, "b h w c"]:
-    """content SiLU(gate), the halves of what the layer makes of x."""
+def _gated(
+    layer: Conv2d, x: Float[Tensor, "b h w c2"], *, activate: bool = False
+) -> Float[Tensor, "b h w c"]:
+    """content SiLU(gate), the halves of what the layer makes of x, or with `activate` of SiLU(x)."""
     assert layer.bias is not None
     if layer.weight.dtype != torch.float16:
-        return depthwise_gated(x, layer.weight, layer.bias)
+        return depthwise_gated(x, layer.weight, layer.bias, activate=activate)
+    x = functional.silu(x) if activate else x
     content, gate = layer(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1).chunk(2, dim=-1)
     return content * functional.silu(gate)
 

@@ -1,0 +1,182 @@
+// Vectors of sixteen numbers, and small products made of them: what passes.cpp and gradients.cpp share.
+//
+// Vectors are those of GCC and Clang, so that the compiler chooses the instructions of the machine it runs on.
+
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+namespace {
+
+using Size = int64_t;
+constexpr Size LANES = 16;
+typedef float Lanes __attribute__((vector_size(64)));
+typedef int32_t Whole __attribute__((vector_size(64)));
+typedef uint32_t Bits __attribute__((vector_size(64)));
+typedef uint16_t Halves __attribute__((vector_size(32)));
+typedef int8_t Small __attribute__((vector_size(16)));
+
+struct Bf16 {
+    uint16_t bits;
+};
+
+inline Size padded(Size count) { return (count + LANES - 1) / LANES * LANES; }
+
+inline Lanes all(float value) { return value - Lanes{}; }
+
+inline Lanes load(const float *from) {
+    Lanes lanes;
+    std::memcpy(&lanes, from, sizeof lanes);
+    return lanes;
+}
+
+inline Lanes load(const Bf16 *from) {
+    Halves halves;
+    std::memcpy(&halves, from, sizeof halves);
+    return (Lanes)(__builtin_convertvector(halves, Bits) << 16);
+}
+
+inline void store(float *to, Lanes lanes) { std::memcpy(to, &lanes, sizeof lanes); }
+
+inline void store(Bf16 *to, Lanes lanes) {
+    Bits bits = (Bits)lanes;
+    Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    Bits broken = (Bits)(lanes != lanes);
+    Halves halves = __builtin_convertvector((broken & 0x7fc0) | (~broken & rounded), Halves);
+    std::memcpy(to, &halves, sizeof halves);
+}
+
+// The last lanes of a row whose length is no multiple of 16.
+template <typename T> inline Lanes load(const T *from, Size count) {
+    if (count >= LANES) return load(from);
+    T some[LANES] = {};
+    std::memcpy(some, from, count * sizeof(T));
+    return load(some);
+}
+
+template <typename T> inline void store(T *to, Lanes lanes, Size count) {
+    if (count >= LANES) return store(to, lanes);
+    T some[LANES];
+    store(some, lanes);
+    std::memcpy(to, some, count * sizeof(T));
+}
+
+inline float total(Lanes lanes) {
+    float some[LANES];
+    store(some, lanes);
+    for (Size half = LANES / 2; half; half /= 2)
+        for (Size lane = 0; lane < half; ++lane) some[lane] += some[lane + half];
+    return some[0];
+}
+
+// Sixteen numbers that stand two apart, from the first (0) or the second (1) on.
+inline Lanes load_every_other(const Bf16 *from, int second) {
+    Bits pairs;
+    std::memcpy(&pairs, from, sizeof pairs);
+    return (Lanes)(second ? pairs & 0xffff0000u : pairs << 16);
+}
+
+inline Lanes load_every_other(const float *from, int second) {
+    Lanes lanes;
+    for (Size lane = 0; lane < LANES; ++lane) lanes[lane] = from[2 * lane + second];
+    return lanes;
+}
+
+// Cephes' expf: 2 ^ n times a polynomial, a rounding or two from exact. NaN stays NaN.
+inline Lanes exponential(Lanes x) {
+    x = x < -87.0f ? all(-87.0f) : x;
+    x = x > 88.0f ? all(88.0f) : x;
+    const float to_whole = 12582912.0f;  // 1.5 * 2^23: what is added to it loses its fraction
+    Lanes n = (x * 1.44269504f + to_whole) - to_whole;
+    Lanes r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    Lanes p = all(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    return p * (Lanes)((__builtin_convertvector(n, Whole) + 127) << 23);
+}
+
+// 1 / x, a rounding or two from exact: dividing takes as long as ten products.
+inline Lanes reciprocal(Lanes x) {
+#ifdef __AVX512F__
+    Lanes near = (Lanes)_mm512_rcp14_ps((__m512)x);
+    return near * (2.0f - x * near);
+#else
+    return 1.0f / x;
+#endif
+}
+
+inline Lanes sigmoid(Lanes x) { return reciprocal(1.0f + exponential(-x)); }
+
+inline Lanes silu(Lanes x) { return x * sigmoid(x); }
+
+inline Lanes features(Lanes x, int map) {
+    Lanes above = x > 0.0f ? x : Lanes{};
+    if (map == 0) return x != x ? x : above;
+    return x > 0.0f ? x + 1.0f : exponential(x);
+}
+
+// out[t] = sum_i left[t, i] right[i] for some rows at a time. `right` has rows of `width` numbers, a multiple of
+// 16; `left` has rows of `left_stride`.
+template <Size ROWS>
+inline void multiply(
+    const float *left, Size left_stride, Size depth, const float *right, Size width, float *out, Size out_stride
+) {
+    Size column = 0;
+    for (; column + 2 * LANES <= width; column += 2 * LANES) {
+        Lanes sums[ROWS][2] = {};
+        for (Size i = 0; i < depth; ++i) {
+            Lanes first = load(right + i * width + column), second = load(right + i * width + column + LANES);
+#pragma GCC unroll 8
+            for (Size t = 0; t < ROWS; ++t) {
+                float factor = left[t * left_stride + i];
+                sums[t][0] += factor * first;
+                sums[t][1] += factor * second;
+            }
+        }
+        for (Size t = 0; t < ROWS; ++t)
+            for (Size half = 0; half < 2; ++half) store(out + t * out_stride + column + half * LANES, sums[t][half]);
+    }
+    if (column < width) {
+        Lanes sums[ROWS] = {};
+        for (Size i = 0; i < depth; ++i) {
+            Lanes first = load(right + i * width + column);
+#pragma GCC unroll 8
+            for (Size t = 0; t < ROWS; ++t) sums[t] += left[t * left_stride + i] * first;
+        }
+        for (Size t = 0; t < ROWS; ++t) store(out + t * out_stride + column, sums[t]);
+    }
+}
+
+// Where row (b, head, n) of a tensor starts; its channels lie one beside the other.
+struct Strides {
+    Size batch, head, token;
+};
+
+constexpr Size TOKENS = 64;
+
+// to[i] += sum_t left[t, i] right[t] for four i and as many vectors of columns as asked for.
+template <Size VECTORS>
+inline void add_products(const float *left, Size depth, const float *right, Size tokens, float *to, Size width) {
+    Lanes sums[4][VECTORS];
+    for (Size i = 0; i < 4; ++i)
+        for (Size v = 0; v < VECTORS; ++v) sums[i][v] = load(to + i * width + v * LANES);
+    for (Size t = 0; t < tokens; ++t)
+        for (Size i = 0; i < 4; ++i)
+            for (Size v = 0; v < VECTORS; ++v) sums[i][v] += left[t * depth + i] * load(right + t * width + v * LANES);
+    for (Size i = 0; i < 4; ++i)
+        for (Size v = 0; v < VECTORS; ++v) store(to + i * width + v * LANES, sums[i][v]);
+}
+
+}  // namespace
