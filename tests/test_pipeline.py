@@ -286,24 +286,3 @@ def test_outside_of_its_interval_guidance_is_off(pipe: Pipeline, monkeypatch: py
 def test_a_trade_out_of_range_is_refused(pipe: Pipeline, changes: dict[str, Any], complaint: str) -> None:
     with pytest.raises(InputError, match=complaint):
         pipe.plan(CAT, **changes)
-
-
-def test_within_a_bound_of_memory_the_picture_is_the_same(
-    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pipe = Pipeline.from_pretrained(tiny_model, device="cpu")
-    whole = pipe(CAT, height=48, width=32, output_type="pt").images
-    monkeypatch.setattr("lineardit.pipeline.memory.resident_bytes", lambda: 1000)
-    pipe.limit_memory(2_000_000)
-    with monkeypatch.context() as patched:
-        patched.setattr("lineardit.pipeline.memory.decoder_rows", lambda *_: 1)
-        banded = pipe(CAT, height=48, width=32, output_type="pt").images
-    torch.testing.assert_close(banded, whole, rtol=0, atol=1e-5)
-    with pytest.raises(
-        InputError, match=r"decoding 2048 x 2048 pixels takes at least .* beside what is held"
-    ):
-        pipe.plan(CAT, height=2048, width=2048)
-    with pytest.raises(InputError, match=r"memory=0.00 GB is less than the 0.00 GB that are held already"):
-        pipe.limit_memory(1000)
-    pipe.limit_memory(None)
-    pipe.plan(CAT, height=2048, width=2048)

@@ -4,7 +4,8 @@
     ├── InputError (ValueError)     2, 400   a value that breaks a rule
     │   ├── ConfigError                      an unknown key or a field that does not fit
     │   ├── ShapeError                       a tensor or picture of the wrong size
-    │   └── PromptError                      a prompt that says nothing
+    │   ├── PromptError                      a prompt that says nothing
+    │   └── MemoryLimitError        2, 507   more memory than a bound that was given
     ├── CheckpointError             2, 422   a file or folder that is not the model it should be
     ├── MissingExtraError           2, 501   an optional dependency that is not installed
     ├── MissingFontError            2, 501   the emoji font, needed to draw scenes
@@ -43,6 +44,12 @@ class ShapeError(InputError):
 
 class PromptError(InputError):
     """A prompt says nothing."""
+
+
+class MemoryLimitError(InputError):
+    """What is asked for takes more memory than the bound that was given; the message says the least."""
+
+    http_status = 507
 
 
 class CheckpointError(LineardiTError):

@@ -9,9 +9,9 @@ import torch
 
 from lineardit.autoencoder.model import Autoencoder
 from lineardit.config.models import AutoencoderConfig, TransformerConfig
-from lineardit.errors import InputError
-from lineardit.interop.memory import decoder_bytes, decoder_rows, encoder_bytes, transformer_bytes
+from lineardit.interop.memory import decoder_bytes, encoder_bytes, transformer_bytes
 from lineardit.kernels.live import peak_bytes
+from lineardit.transformer.controlnet import ControlNet
 from lineardit.transformer.model import Transformer
 
 STAGES = [{"width": 16, "depth": 2}, {"width": 32, "depth": 1}]
@@ -66,16 +66,34 @@ def test_bands_take_less_the_lower_they_are() -> None:
     assert half < told[1]
 
 
-def test_the_tallest_bands_that_fit_are_chosen() -> None:
-    whole = decoder_bytes(SMALL, 128, 32, torch.float32)
-    assert decoder_rows(SMALL, 128, 32, torch.float32, whole) is None
-    rows = decoder_rows(SMALL, 128, 32, torch.float32, whole // 2)
-    assert rows is not None and 1 <= rows < 64
-    assert decoder_bytes(SMALL, 128, 32, torch.float32, rows) <= whole // 2
-    with pytest.raises(
-        InputError, match=r"decoding 32 x 128 pixels takes at least \d+ MB .* Allow \d+ MB more"
-    ):
-        decoder_rows(SMALL, 128, 32, torch.float32, 1000)
+def test_bands_of_a_velocity_take_less_the_lower_they_are() -> None:
+    config = TransformerConfig(
+        latent_channels=4, depth=5, width=64, head_dim=16, cross_head_dim=16, text_width=8
+    )
+    told = [transformer_bytes(config, 96, 32, torch.float32, rows=rows) for rows in (1, 8, 32, 96)]
+    assert told == sorted(told) and told[-1] == transformer_bytes(config, 96, 32, torch.float32)
+    network = Transformer(config).eval()
+    latents, read = torch.randn(2, 4, 96, 32), network.read(torch.randn(2, 3, 8))
+    counted = peak_bytes(lambda: network(latents, torch.tensor([0.5, 0.5]), read, rows=8))
+    prompts = 2 * 2 * 300 * 64 * 4 * 5
+    assert 0.85 < (told[1] - prompts) / counted < 1.15
+
+
+def test_a_controlnet_is_counted_with_all_that_it_adds() -> None:
+    config = TransformerConfig(
+        latent_channels=4, depth=9, width=64, head_dim=16, cross_head_dim=16, text_width=8
+    )
+    network = Transformer(config).eval()
+    controlnet = ControlNet.beside(network, 7).eval()
+    latents, times, text = torch.randn(2, 4, 48, 32), torch.tensor([0.5, 0.5]), torch.randn(2, 3, 8)
+    read = network.read(text)
+
+    def run() -> None:
+        residuals = controlnet(latents, times, text, latents.clone(), rows=4)
+        network(latents, times, read, residuals=residuals, rows=4)
+
+    told = transformer_bytes(config, 48, 32, torch.float32, rows=4, control=controlnet.config)
+    assert 0.85 < (told - 2 * 2 * 300 * 64 * 4 * 9) / peak_bytes(run) < 1.15
 
 
 CHILD = """

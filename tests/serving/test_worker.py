@@ -2,6 +2,7 @@
 
 import subprocess
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,18 @@ import pytest
 import torch
 from PIL import Image
 
+from lineardit.cli.app import main
 from lineardit.data.pictures import to_picture
+from lineardit.errors import InputError
+from lineardit.kernels import native
 from lineardit.pipeline import Pipeline, Settings
 from lineardit.serving.device import WORKER, Facts
+from lineardit.serving.failures import failed
 from lineardit.serving.frames import Frame, pack, read_frame
+from lineardit.serving.worker import Orders, Worker, loaded
 
 CAT = "a red apple left of a cat"
+LOADED = {"device": "cpu", "dtype": "fp32", "kernels": "auto", "memory": None, "keep_freed": True}
 
 
 class Speaker:
@@ -22,7 +29,7 @@ class Speaker:
 
     def __init__(self, model: str) -> None:
         self.process = subprocess.Popen(WORKER, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self.say(type="load", models={"tiny": model}, device="cpu", dtype="fp32", batch=8)
+        self.say(type="load", models={"tiny": model}, batch=8, **LOADED)
         self.first = self.hear().message
 
     def say(self, payload: bytes = b"", **message: Any) -> None:
@@ -77,6 +84,11 @@ def pipe(tiny_model: Path) -> Pipeline:
     return Pipeline.from_pretrained(tiny_model, device="cpu")
 
 
+@pytest.fixture(autouse=True)
+def passes_as_in_the_worker() -> None:
+    native.use("auto")
+
+
 def drawn(pipe: Pipeline, *jobs: dict[str, Any]) -> list[bytes]:
     return [picture.tobytes() for picture in pipe.draw([Settings(**each) for each in jobs]).images]
 
@@ -99,6 +111,45 @@ def test_a_picture_is_that_of_the_pipeline_to_the_bit(worker: Speaker, pipe: Pip
         assert frame.payload == to_picture(pipe.decode(state.denoised)[0]).tobytes()
     preview = frames[0]
     assert preview.message["rows"] == [0] and len(preview.payload) == 3 * 4 * 6
+
+
+def test_a_picture_is_that_of_generate_to_the_bit(worker: Speaker, tiny_model: Path, tmp_path: Path) -> None:
+    options = ["--model", str(tiny_model), "--height", "16", "--width", "24", "--device", "cpu"]
+    place = tmp_path / "cat.png"
+    assert main(["generate", CAT, *options, "--seed", "7", "--no-keep-freed", "-o", str(place)]) == 0
+    with Image.open(place) as picture:
+        assert worker.draw(9, job())[-2].payload == picture.convert("RGB").tobytes()
+
+
+def test_it_computes_as_it_is_told(tiny_model: Path) -> None:
+    order = {"models": {"tiny": str(tiny_model)}, **LOADED, "keep_freed": False}
+    assert loaded(order)["tiny"] and native.is_in_use() == (native.refusal() is None)
+    loaded({**order, "kernels": "torch"})
+    assert not native.is_in_use()
+    with pytest.raises(InputError, match="kernels='fast' is not known"):
+        loaded({**order, "kernels": "fast"})
+
+
+class OneOrder(Orders):
+    """One picture is asked for, and then nothing."""
+
+    def __init__(self) -> None:
+        self._frames, self._cancelled = [Frame({"type": "draw", "batch": 3, "jobs": [job()]}, b"")], set()
+
+    def next(self) -> Frame:
+        return self._frames.pop()
+
+
+def test_what_does_not_fit_its_bound_of_memory_is_refused_before_it_is_drawn(tiny_model: Path) -> None:
+    (pipe,) = loaded({"models": {"tiny": str(tiny_model)}, **LOADED, "memory": 10**6}).values()
+    output = BytesIO()
+    with pytest.raises(IndexError):
+        Worker({"tiny": pipe}, OneOrder(), output, 8).serve()
+    output.seek(0)
+    ready, refused = read_frame(output), read_frame(output)
+    assert ready is not None and refused is not None
+    assert refused.message["type"] == "failed" and refused.message["kind"] == "MemoryLimitError"
+    assert failed("MemoryLimitError").status == 507
 
 
 def test_pictures_denoised_together_are_those_made_alone(worker: Speaker, pipe: Pipeline) -> None:

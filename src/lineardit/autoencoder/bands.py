@@ -18,6 +18,7 @@ from lineardit.autoencoder.model import Autoencoder, Decoder, Encoder, pixels_fi
 from lineardit.autoencoder.resample import Downsample, Upsample, average_channels, duplicate_channels
 from lineardit.errors import InputError
 from lineardit.kernels.linear_attention import LinearAttentionState, linear_attention, linear_attention_state
+from lineardit.kernels.live import telling
 
 Layer = Callable[[Tensor], Tensor]
 
@@ -86,7 +87,7 @@ def _run(chain: Sequence[Local], x: Tensor, pixels: int, unit: int) -> tuple[Ten
     height = x.shape[-2]
     band = max(shrinks, pixels // unit // shrinks * shrinks)
     out: Tensor | None = None
-    for start in range(0, height, band):
+    for start in telling(range(0, height, band), x):
         stop = min(start + band, height)
         first, last = max(0, start - reach), min(height, stop + reach)
         part = pixels_first(x[..., first:last, :])
@@ -117,7 +118,7 @@ def _attending(block: EfficientViTBlock, x: Tensor, band: int) -> Iterator[Local
     """The block with the state of all rows of `x` already summed: now it is local."""
     attention, height = block.attention, x.shape[-2]
     state: LinearAttentionState | None = None
-    for start in range(0, height, band):
+    for start in telling(range(0, height, band), x):
         stop = min(start + band, height)
         first, last = max(0, start - attention.reach), min(height, stop + attention.reach)
         _, key, value = (

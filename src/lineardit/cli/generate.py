@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lineardit.cli.options import AutoencoderPlace, GuidanceInterval, StepCache, TextEncoderPlace, interval
+from lineardit.cli.options import (
+    AutoencoderPlace,
+    GuidanceInterval,
+    KeepFreed,
+    Kernels,
+    Memory,
+    StepCache,
+    TextEncoderPlace,
+    interval,
+)
 from lineardit.cli.sizes import bytes_of
 from lineardit.errors import InputError, OutputError
 
@@ -63,19 +72,9 @@ def generate(
     control_scale: Annotated[float, typer.Option(help="How much it counts; 0 is off.")] = 1.0,
     guidance_interval: GuidanceInterval = "0,1",
     step_cache: StepCache = 0.0,
-    memory: Annotated[
-        str | None,
-        typer.Option(help="Draw within this much, as 2GB: the same picture in bands.", show_default=False),
-    ] = None,
-    kernels: Annotated[
-        str, typer.Option(help="On a CPU: native (C++, compiled once), torch, or auto.")
-    ] = "auto",
-    keep_freed: Annotated[
-        bool,
-        typer.Option(
-            help="Let the C library keep large blocks that are freed: faster. Off where --memory is given."
-        ),
-    ] = True,
+    memory: Memory = None,
+    kernels: Kernels = "auto",
+    keep_freed: KeepFreed = True,
     debug_nan: Annotated[
         bool, typer.Option("--debug-nan", help="Name the first layer whose numbers are not finite; slower.")
     ] = False,

@@ -19,6 +19,18 @@ StepCache = Annotated[
     float, typer.Option(help="Skip middle blocks while the first changes less; 0 is exact, 0.1 usual.")
 ]
 
+Memory = Annotated[
+    str | None,
+    typer.Option(help="Draw within this much, as 2GB: the same picture in bands.", show_default=False),
+]
+Kernels = Annotated[str, typer.Option(help="On a CPU: native (C++, compiled once), torch, or auto.")]
+KeepFreed = Annotated[
+    bool,
+    typer.Option(
+        help="Let the C library keep large blocks that are freed: faster. Off where --memory is given."
+    ),
+]
+
 
 def interval(text: str) -> tuple[float, float]:
     """`0.1,0.9` as two times. Raises `InputError` for anything else."""

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lineardit.cli.options import KeepFreed, Kernels, Memory
+from lineardit.cli.sizes import bytes_of
 from lineardit.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -37,6 +39,9 @@ def serve(
         list[str] | None, typer.Option(help="auto, cpu, cuda:0 ...; repeat it for one worker on each.")
     ] = None,
     dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16 or auto.")] = "fp32",
+    memory: Memory = None,
+    kernels: Kernels = "auto",
+    keep_freed: KeepFreed = True,
     batch: Annotated[int, typer.Option(help="Pictures drawn together on a GPU.")] = 8,
     queue: Annotated[int, typer.Option(help="Pictures that may wait.")] = 64,
     max_pixels: Annotated[int, typer.Option(help="Of a picture: height times width.")] = 2048 * 2048,
@@ -76,6 +81,9 @@ def serve(
         names=tuple(name or ()),
         devices=tuple(device or ("auto",)),
         dtype=dtype,
+        kernels=kernels,
+        memory=None if memory is None else bytes_of(memory),
+        keep_freed=keep_freed,
         batch=batch,
         drain_seconds=drain_seconds,
         limits=Limits(

@@ -51,6 +51,12 @@ class ServingConfig(Config):
     """One worker process for each."""
     dtype: str = "fp32"
     """fp32, bf16, fp16 or auto."""
+    kernels: str = "auto"
+    """What computes passes over memory on a CPU: native (C++), torch, or auto."""
+    memory: int | None = Field(None, gt=0)
+    """Bytes that each worker process, on a GPU its tensors, may take; larger pictures are drawn in bands."""
+    keep_freed: bool = True
+    """Workers on a CPU keep large blocks that are freed, but for those with a bound of memory."""
     batch: int = Field(8, ge=1, le=64)
     """Pictures denoised together on a GPU. On a CPU each is denoised alone, which costs nothing there."""
     drain_seconds: float = Field(60.0, ge=0)

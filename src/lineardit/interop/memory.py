@@ -1,4 +1,4 @@
-"""How much memory drawing a picture takes beside the weights, and in which bands it fits a bound.
+"""How much memory drawing a picture takes beside the weights, and in bands.
 
 The networks run once on tensors that have shapes and no numbers, and what lives at once is counted. Kernels
 may need some room of their own.
@@ -16,9 +16,9 @@ from lineardit.autoencoder.blocks import PIXEL_CHANNELS
 from lineardit.autoencoder.model import AnyAutoencoderConfig, Autoencoder
 from lineardit.config.article import ArticleConfig
 from lineardit.config.models import TransformerConfig
-from lineardit.errors import InputError
 from lineardit.kernels import native
 from lineardit.kernels.live import peak_bytes
+from lineardit.transformer.controlnet import ControlNet
 from lineardit.transformer.denoiser import Denoiser, DenoiserConfig, denoiser_of
 
 PROMPT_TOKENS = 300
@@ -28,10 +28,21 @@ LAYERS = 3
 
 
 def transformer_bytes(
-    config: DenoiserConfig, height: int, width: int, dtype: torch.dtype, pictures: int = 2
+    config: DenoiserConfig,
+    height: int,
+    width: int,
+    dtype: torch.dtype,
+    pictures: int = 2,
+    *,
+    rows: int | None = None,
+    control: TransformerConfig | None = None,
 ) -> int:
-    """Of one velocity at latents of (height, width); `pictures` is 2 where each is guided."""
-    return _transformer_bytes(config, height, width, dtype, pictures, native.is_in_use())
+    """Of one velocity at latents of (height, width); `pictures` is 2 where each is guided.
+
+    In bands of `rows` rows of tokens where given (SANA's transformer alone has them), and beside a ControlNet
+    where its configuration is.
+    """
+    return _transformer_bytes(config, height, width, dtype, pictures, rows, control, native.is_in_use())
 
 
 def decoder_bytes(
@@ -48,29 +59,6 @@ def encoder_bytes(
     return _coding_bytes(config, height, width, dtype, rows, native.is_in_use(), decodes=False)
 
 
-def decoder_rows(
-    config: AnyAutoencoderConfig, height: int, width: int, dtype: torch.dtype, room: int
-) -> int | None:
-    """The tallest bands in which decoding takes at most `room` bytes; None where it fits whole.
-
-    Raises:
-        InputError: one row of latents is too much already, with the room that it takes.
-    """
-    needed = decoder_bytes(config, height, width, dtype)
-    if needed <= room:
-        return None
-    rows = height // config.stride
-    while rows > 1:
-        rows = -(-rows // 2)
-        needed = decoder_bytes(config, height, width, dtype, rows)
-        if needed <= room:
-            return rows
-    raise InputError(
-        f"decoding {width} x {height} pixels takes at least {_said(needed)} beside what is held, "
-        f"{_said(max(0, room))} are left. Allow {_said(needed - max(0, room))} more."
-    )
-
-
 @lru_cache(maxsize=64)
 def _transformer_bytes(
     config: DenoiserConfig,
@@ -78,6 +66,8 @@ def _transformer_bytes(
     width: int,
     dtype: torch.dtype,
     pictures: int,
+    rows: int | None,
+    control: TransformerConfig | None,
     _native: bool,
 ) -> int:
     with torch.device("meta"):
@@ -86,24 +76,38 @@ def _transformer_bytes(
         text = torch.empty(1, PROMPT_TOKENS, config.text_width, dtype=dtype)
         with torch.no_grad():
             read = network.read(text.expand(pictures, -1, -1))
-        embedded = isinstance(config, TransformerConfig) and config.guidance_embedding
-        guidance = {"guidance": torch.empty(pictures)} if embedded else {}
+        options: dict[str, Any] = {}
+        if isinstance(config, TransformerConfig):
+            options["rows"] = rows
+            options["guidance"] = torch.empty(pictures) if config.guidance_embedding else None
+        beside = None if control is None else ControlNet(_few(control)).to(dtype).eval()
 
         def run() -> None:
             latents = torch.empty(pictures, config.latent_channels, height, width, dtype=dtype)
+            times = torch.empty(pictures)
             with _FusedAttention():
-                network(latents, torch.empty(pictures), read, **guidance)
+                if beside is not None:
+                    shown = latents, times, text.expand(pictures, -1, -1), torch.empty_like(latents)
+                    options["residuals"] = beside(*shown, rows=rows)
+                network(latents, times, read, **options)
 
-        held = 2 * pictures * PROMPT_TOKENS * config.width * dtype.itemsize * readers
-        return peak_bytes(run) + held
+        tokens = pictures * height * width // config.patch_size**2
+        held = 2 * pictures * PROMPT_TOKENS * readers
+        if control is not None:  # what the blocks that are not run would add
+            held += tokens * (control.depth - min(control.depth, LAYERS))
+        return peak_bytes(run) + held * config.width * dtype.itemsize
 
 
 def _few_blocks(config: DenoiserConfig) -> tuple[Denoiser, int]:
     """A network of a few of the blocks, and how many of all of them read the prompt."""
-    layers, readers = LAYERS, config.depth
     if isinstance(config, ArticleConfig):
-        layers, readers = max(LAYERS, config.cross_attention_every), config.prompt_blocks
-    return denoiser_of(config.model_copy(update={"depth": min(config.depth, layers)})), readers
+        depth = min(config.depth, max(LAYERS, config.cross_attention_every))
+        return denoiser_of(config.model_copy(update={"depth": depth})), config.prompt_blocks
+    return denoiser_of(_few(config)), config.depth
+
+
+def _few(config: TransformerConfig) -> TransformerConfig:
+    return config.model_copy(update={"depth": min(config.depth, LAYERS)})
 
 
 @lru_cache(maxsize=64)
@@ -144,7 +148,3 @@ class _FusedAttention(TorchFunctionMode):
         if func is functional.scaled_dot_product_attention:
             return torch.empty_like(args[0])
         return func(*args, **(kwargs or {}))
-
-
-def _said(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{-(-count // 10**6)} MB"

@@ -1,13 +1,42 @@
-"""A bound on the memory that drawing takes, and what fits below it."""
+"""A bound on the memory that drawing takes, and the bands of rows in which it is kept."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
-from lineardit.config.models import AutoencoderConfig, TransformerConfig
-from lineardit.errors import InputError
-from lineardit.interop.memory import decoder_rows, transformer_bytes
+from lineardit.autoencoder.model import AnyAutoencoderConfig
+from lineardit.config.models import TransformerConfig
+from lineardit.errors import MemoryLimitError
+from lineardit.interop.memory import decoder_bytes, encoder_bytes, transformer_bytes
 from lineardit.kernels.allocator import resident_bytes
+from lineardit.transformer.denoiser import DenoiserConfig
+
+
+class Fit(NamedTuple):
+    """In how many rows at a time a part of drawing runs, and what it takes then."""
+
+    part: str
+    """What is done, as errors call it."""
+    rows: int | None
+    """None is all of them."""
+    needed: int
+    """Bytes beside what is held before."""
+
+
+def tallest(part: str, needed: Callable[[int | None], int], height: int, room: int) -> Fit:
+    """The tallest bands of `height` rows that need at most `room` bytes, or those of least need.
+
+    Heights are the whole, its half, the half of that, and so on.
+    """
+    best = Fit(part, None, needed(None))
+    rows = height
+    while best.needed > room and rows > 1:
+        rows = -(-rows // 2)
+        tried = Fit(part, rows, needed(rows))
+        best = min(best, tried, key=lambda fit: fit.needed)
+    return best
 
 
 @dataclass(frozen=True)
@@ -20,41 +49,65 @@ class MemoryBound:
 
     @classmethod
     def beside_held(cls, in_all: int, device: torch.device) -> "MemoryBound":
-        """Of this process as it is now. Raises `InputError` where it holds more than that already."""
+        """Of this process as it is now, or of what its tensors take on a GPU."""
         held = torch.cuda.memory_allocated(device) if device.type == "cuda" else resident_bytes()
-        bound = cls(in_all, held or 0)
-        if bound.room <= 0:
-            raise InputError(
-                f"memory={in_all / 1e9:.2f} GB is less than the {bound.held / 1e9:.2f} GB that are "
-                "held already, weights included. Allow more, or load the model in bf16."
-            )
-        return bound
+        return cls(in_all, held or 0)
 
     @property
     def room(self) -> int:
         """Bytes that drawing may take."""
         return self.in_all - self.held
 
-    def decoder_rows(
-        self, config: AutoencoderConfig, height: int, width: int, dtype: torch.dtype
-    ) -> int | None:
-        """Rows of latents that are decoded at a time; None is all. Raises `InputError` where none fits."""
-        return decoder_rows(config, height, width, dtype, self.room)
-
-    def check(
+    def denoising(
         self,
-        transformer: TransformerConfig,
-        autoencoder: AutoencoderConfig,
+        config: DenoiserConfig,
+        control: TransformerConfig | None,
         height: int,
         width: int,
         dtype: torch.dtype,
-    ) -> None:
-        """Raises `InputError` where a picture of (height, width) pixels cannot be drawn within the bound."""
-        self.decoder_rows(autoencoder, height, width, dtype)
-        stride = autoencoder.stride
-        needed = transformer_bytes(transformer, height // stride, width // stride, dtype)
-        if needed > self.room:
-            raise InputError(
-                f"a step at {width} x {height} pixels takes {needed / 1e9:.2f} GB beside the "
-                f"{self.held / 1e9:.2f} GB that are held. Allow {(needed + self.held) / 1e9 + 0.01:.2f} GB."
+        pictures: int,
+    ) -> Fit:
+        """Of a step with so many pictures of (height, width) latents, those without the prompt included.
+
+        `control` is the configuration of a ControlNet that runs beside it.
+        """
+
+        def needed(rows: int | None) -> int:
+            return transformer_bytes(config, height, width, dtype, pictures, rows=rows, control=control)
+
+        if not isinstance(config, TransformerConfig):  # the article's network has no bands
+            return Fit("a step", None, needed(None))
+        return tallest("a step", needed, height // config.patch_size, self.room)
+
+    def decoding(self, config: AnyAutoencoderConfig, height: int, width: int, dtype: torch.dtype) -> Fit:
+        """Of one picture of (height, width) pixels."""
+
+        def needed(rows: int | None) -> int:
+            return decoder_bytes(config, height, width, dtype, rows)
+
+        return tallest("decoding", needed, height // config.stride, self.room)
+
+    def encoding(self, config: AnyAutoencoderConfig, height: int, width: int, dtype: torch.dtype) -> Fit:
+        """Of one picture of (height, width) pixels."""
+
+        def needed(rows: int | None) -> int:
+            return encoder_bytes(config, height, width, dtype, rows)
+
+        return tallest("encoding", needed, height // config.stride, self.room)
+
+    def check(self, fits: list[Fit], height: int, width: int) -> None:
+        """Raises `MemoryLimitError`, with the least that works, where a part does not fit."""
+        most = max(fits, key=lambda fit: fit.needed)
+        if most.needed > self.room:
+            raise MemoryLimitError(
+                f"memory={_said(self.in_all)} is not enough: {_said(self.held)} are held, weights included, "
+                f"and {most.part} at {width} x {height} pixels takes at least {_said(most.needed)} more. "
+                f"Allow {_said(most.needed + self.held)}, or draw fewer pixels."
             )
+
+
+def _said(count: int) -> str:
+    """Rounded up, so that what is said suffices."""
+    if count < 10**9:
+        return f"{-(-count // 10**6)} MB"
+    return f"{-(-count // 10**7) / 100:.2f} GB"

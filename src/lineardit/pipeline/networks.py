@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lineardit.diffusion.paths import Times, Velocity
+from lineardit.pipeline.memory import MemoryBound
 from lineardit.pipeline.settings import Settings
 from lineardit.text.embedding import TextEmbedding
 from lineardit.transformer.controlnet import ControlNet
@@ -47,6 +48,7 @@ class SanaNetwork:
     controlnet: ControlNet | None
     seen: Callable[[Times], Times]
     """Times as the network was shown them in training."""
+    bound: MemoryBound | None = None
 
     def is_guided(self, jobs: Sequence[Settings]) -> bool:
         """Where a scale is not 1, unless the scale is an input of the network."""
@@ -81,12 +83,23 @@ class SanaNetwork:
 
         def velocity(latents: Tensor, times: Tensor) -> Tensor:
             shown = latents.to(weight.dtype), self.seen(times).float()
+            rows = self._rows(latents, control)
             residuals: Sequence[Tensor] = ()
             if control is not None and self.controlnet is not None:
                 both = control.repeat(len(latents) // len(control), 1, 1, 1).to(weight.dtype)
                 scale = jobs[0].controlnet_conditioning_scale or 0.0
-                residuals = self.controlnet(*shown, text.embeddings, both, text.mask, scale)
-            out: Tensor = self.transformer(*shown, read, None, guidance, residuals, cache)
+                residuals = self.controlnet(*shown, text.embeddings, both, text.mask, scale, rows)
+            out: Tensor = self.transformer(*shown, read, None, guidance, residuals, cache, rows)
             return out
 
         return velocity
+
+    def _rows(self, latents: Tensor, control: Tensor | None) -> int | None:
+        """Rows of tokens that a block has in hand at a time; None is all."""
+        if self.bound is None:
+            return None
+        config = self.transformer.config
+        beside = None if control is None or self.controlnet is None else self.controlnet.config
+        count, _, height, width = latents.shape
+        dtype = self.transformer.patchify.weight.dtype
+        return self.bound.denoising(config, beside, height, width, dtype, count).rows

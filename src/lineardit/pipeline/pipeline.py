@@ -8,7 +8,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from lineardit.autoencoder.bands import decode_in_bands
+from lineardit.autoencoder.bands import decode_in_bands, encode_in_bands
 from lineardit.autoencoder.model import Autoencoder
 from lineardit.config.steps import STRENGTH
 from lineardit.data.picture_files import fitted
@@ -62,11 +62,9 @@ class Pipeline(Model):
     def limit_memory(self, bytes_in_all: int | None) -> None:
         """Draw within so many bytes of memory, what the process holds by now included; None lifts the bound.
 
-        Pictures are then decoded in bands of rows, as many at a time as fit: the same pixels to 1e-5, without
-        seams (`autoencoder.bands`). Call it once the models are loaded.
-
-        Raises:
-            InputError: the process holds more than that already.
+        Pictures are then encoded, denoised and decoded in bands of rows, as many at a time as fit: the same
+        pixels to 1e-5, without seams (`autoencoder.bands`, `transformer.bands`). Call it once the models are
+        loaded. A bound that a picture cannot be drawn within is found when the picture is planned.
         """
         self._bound = None if bytes_in_all is None else MemoryBound.beside_held(bytes_in_all, self.device)
 
@@ -115,6 +113,7 @@ class Pipeline(Model):
         Raises:
             PromptError: a prompt is empty.
             InputError: a setting is out of range, with what would pass.
+            MemoryLimitError: it takes more memory than `limit_memory` allows, with the least that works.
             ShapeError: height or width is not a multiple of the pixels per token.
         """
         jobs = self.plan(
@@ -242,26 +241,60 @@ class Pipeline(Model):
     @torch.no_grad()
     def encode(self, images: Sequence[Image.Image], job: Settings) -> Float[Tensor, "b c h w"]:
         """Latents of pictures, each brought to the size of `job` and encoded alone."""
-        found = []
+        rows, found = None, []
+        if self._bound is not None:
+            fit = self._bound.encoding(self.autoencoder.config, job.height, job.width, self.dtype)
+            self._bound.check([fit], job.height, job.width)
+            rows = fit.rows
         for image in images:
-            pixels = to_pixels(fitted(image, job.width, job.height)).to(self.device, self.dtype)
-            found.append(self.autoencoder.encode(pixels[None]).float())
+            pixels = to_pixels(fitted(image, job.width, job.height)).to(self.device, self.dtype)[None]
+            latents = (
+                self.autoencoder.encode(pixels)
+                if rows is None
+                else encode_in_bands(self.autoencoder, pixels, rows)
+            )
+            found.append(latents.float())
         return torch.cat(found)
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
         """Pixels in [-1, 1], float32."""
-        config, given, rows = self.autoencoder.config, latents.to(self.dtype), None
+        given, rows = latents.to(self.dtype), None
         if self._bound is not None:
-            height, width = (side * config.stride for side in latents.shape[-2:])
-            rows = self._bound.decoder_rows(config, height, width, self.dtype)
+            height, width = (side * self.autoencoder.config.stride for side in latents.shape[-2:])
+            fit = self._bound.decoding(self.autoencoder.config, height, width, self.dtype)
+            self._bound.check([fit], height, width)
+            rows = fit.rows
         if rows is None:
             return self.autoencoder.decode(given).float().clamp(-1, 1)
         return decode_in_bands(self.autoencoder, given, rows).float().clamp_(-1, 1)
 
+    def check_memory(
+        self, height: int, width: int, *, from_picture: bool = False, follows_picture: bool = False
+    ) -> None:
+        """Whether one picture can be drawn within the bound of memory, where there is one.
+
+        Raises:
+            MemoryLimitError: it cannot, with the least that works.
+        """
+        bound, stride = self._bound, self.autoencoder.config.stride
+        if bound is None:
+            return
+        config = self.transformer.config
+        control = self.controlnet.config if follows_picture and self.controlnet is not None else None
+        # With guidance every step sees two pictures.
+        pictures = 1 if config.guidance_embedding else 2
+        fits = [
+            bound.denoising(config, control, height // stride, width // stride, self.dtype, pictures),
+            bound.decoding(self.autoencoder.config, height, width, self.dtype),
+        ]
+        if from_picture or follows_picture:
+            fits.append(bound.encoding(self.autoencoder.config, height, width, self.dtype))
+        bound.check(fits, height, width)
+
     @property
     def _network(self) -> Network[Any]:
-        return SanaNetwork(self.transformer, self.controlnet, self._trajectory.seen)
+        return SanaNetwork(self.transformer, self.controlnet, self._trajectory.seen, self._bound)
 
     @torch.no_grad()
     def _guided(self, jobs: Sequence[Settings], conditions: Any, control: Tensor | None) -> Velocity:
@@ -332,10 +365,12 @@ class Pipeline(Model):
         steps = self.sampling.num_inference_steps if num_inference_steps is None else num_inference_steps
         sides = [self._side(name, side) for name, side in (("height", height), ("width", width))]
         followed = self._followed(controlnet_conditioning_scale)
-        if self._bound is not None:
-            self._bound.check(
-                self.transformer.config, self.autoencoder.config, sides[0], sides[1], self.dtype
-            )
+        self.check_memory(
+            sides[0],
+            sides[1],
+            from_picture=strength is not None,
+            follows_picture=controlnet_conditioning_scale is not None,
+        )
         Interval(*guidance_interval)  # say now what is wrong with them
         StepCache(step_cache)
         return [

@@ -112,6 +112,9 @@ class Device:
             "models": self._models,
             "device": self._name,
             "dtype": self._config.dtype,
+            "kernels": self._config.kernels,
+            "memory": self._config.memory,
+            "keep_freed": self._config.keep_freed,
             "batch": self._config.batch,
         }
         await self._send(order)

@@ -84,7 +84,7 @@ def lost() -> Failure:
 
 def failed(kind: str) -> Failure:
     """A worker could not draw a picture, by the name of its error."""
-    if kind == "OutOfMemory":
+    if kind in {"OutOfMemory", "MemoryLimitError"}:
         message = "The device has too little memory for this picture. Try a smaller one."
         return Failure(507, "out_of_memory", message)
     if kind == "NotFiniteError":

@@ -1,6 +1,6 @@
 """The process that owns one device: `python -m lineardit.serving.worker`, spoken to in frames over its pipes.
 
-    in    load     models, device, dtype, batch             once, first: {name: place}
+    in    load     models, device, dtype, kernels, memory, keep_freed, batch    once, first: {name: place}
           draw     batch, jobs, partials, previews          bytes: pixels to start from, if any
           cancel   batch, row
     out   ready    models: what each takes, and how many pictures are drawn together
@@ -34,6 +34,8 @@ from torch import Tensor
 from lineardit.data.pictures import to_picture
 from lineardit.diffusion.states import State
 from lineardit.errors import LineardiTError, NotFiniteError
+from lineardit.kernels import native
+from lineardit.kernels.allocator import keep_freed_memory
 from lineardit.pipeline import Pipeline, Settings
 from lineardit.serving.frames import Frame, FrameError, pack, read_frame
 from lineardit.serving.preview import Colours
@@ -137,6 +139,7 @@ class Worker:
         jobs = [Settings(**job) for job in order["jobs"]]
         name = jobs[0].model
         pipe = self._pipes[name]
+        pipe.check_memory(jobs[0].height, jobs[0].width, from_picture=bool(payload))
         initial = pipe.encode(_pictures(payload, jobs), jobs[0]) if payload else None
         partials: list[list[int]] = order["partials"]
         wants_preview: list[bool] = order["previews"]
@@ -198,10 +201,7 @@ def main() -> None:
     orders = Orders(os.fdopen(os.dup(0), "rb"))
     order = orders.next().message
     try:
-        pipes = {
-            name: Pipeline.from_pretrained(place, device=order["device"], dtype=order["dtype"])
-            for name, place in order["models"].items()
-        }
+        pipes = loaded(order)
         worker = Worker(pipes, orders, output, order["batch"])
     except LineardiTError as error:
         failed = {"type": "failed", "batch": None, "kind": type(error).__name__, "message": str(error)}
@@ -209,6 +209,26 @@ def main() -> None:
         output.flush()
         return
     worker.serve()
+
+
+def loaded(order: Mapping[str, Any]) -> dict[str, Pipeline]:
+    """The models of the first order, and what computes them chosen as `lineardit generate` does.
+
+    Raises:
+        LineardiTError: as `Pipeline.from_pretrained` and `native.use`.
+    """
+    memory: int | None = order["memory"]
+    pipes = {
+        name: Pipeline.from_pretrained(place, device=order["device"], dtype=order["dtype"])
+        for name, place in order["models"].items()
+    }
+    if any(pipe.device.type == "cpu" for pipe in pipes.values()):
+        native.use(order["kernels"])
+        if order["keep_freed"] and memory is None:
+            keep_freed_memory()
+    for pipe in pipes.values():
+        pipe.limit_memory(memory)
+    return pipes
 
 
 def _pictures(payload: bytes, jobs: Sequence[Settings]) -> list[Image.Image]:

@@ -15,11 +15,12 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from lineardit.errors import InputError
 from lineardit.kernels import passes
 from lineardit.kernels.linear_attention import LinearAttentionState
+from lineardit.kernels.live import telling
 from lineardit.nn.attention import KeyValue
 from lineardit.transformer.block import NORM_EPS, Block, Grid, Modulation
 
@@ -44,6 +45,23 @@ def bands_of(grid: Grid, rows: int) -> Iterator[Band]:
         yield Band(start, min(start + rows, grid.height), grid.width)
 
 
+def refined(
+    block: nn.Module,
+    x: Float[Tensor, "b n c"],
+    prompt: Float[Tensor, "b m c"] | KeyValue,
+    mask: Bool[Tensor, "b m"] | None,
+    time_table: Float[Tensor, "b 6 c"],
+    grid: Grid,
+    rows: int | None,
+) -> Float[Tensor, "b n c"]:
+    """What the block gives, at once or, where `rows` are fewer than there are, in bands of so many."""
+    if rows is None or rows >= grid.height:
+        whole: Tensor = block(x, prompt, mask, time_table, grid)
+        return whole
+    assert isinstance(block, Block)
+    return block_in_bands(block, x, prompt, mask, time_table, grid, rows)
+
+
 @torch.no_grad()
 def block_in_bands(
     block: Block,
@@ -60,19 +78,20 @@ def block_in_bands(
         InputError: rows is not positive.
     """
     first, last = Modulation.pair(block.offset + time_table)
+    bands = telling(bands_of(grid, rows), x)
     state: LinearAttentionState | None = None
-    for band in bands_of(grid, rows):
+    for band in bands:
         own = block.attention.state(passes.steered(band.of(x), first.shift, first.scale, NORM_EPS))
         state = own if state is None else state.merge(own)
     assert state is not None
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    for band in bands_of(grid, rows):
+    for band in bands:
         part = band.of(x)
         steered = passes.steered(part, first.shift, first.scale, NORM_EPS)
         part = passes.added(part, block.attention.attend(steered, state), first.gate)
         band.of(out)[:] = part + block.cross_attention(part, prompt, mask)
     above: Tensor | None = None
-    for band in bands_of(grid, rows):
+    for band in bands:
         seen = Band(band.start, min(band.stop + 1, grid.height), grid.width).of(out)
         if above is not None:
             seen = torch.cat([above, seen], dim=1)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from lineardit.config.models import TransformerConfig
 from lineardit.errors import ConfigError
 from lineardit.nn.wide import Conv2d, Linear
+from lineardit.transformer.bands import refined
 from lineardit.transformer.block import Block, Grid
 from lineardit.transformer.model import PromptProjection, TimeConditioning, Transformer
 
@@ -68,8 +69,12 @@ class ControlNet(nn.Module):
         control: Float[Tensor, "b c h w"],
         mask: Bool[Tensor, "b m"] | None = None,
         scale: float = 1.0,
+        rows: int | None = None,
     ) -> list[Float[Tensor, "b n d"]]:
-        """`residuals` for the transformer; `control` is the second picture as the autoencoder encodes it."""
+        """`residuals` for the transformer; `control` is the second picture as the autoencoder encodes it.
+
+        `rows` as in the transformer.
+        """
         patch = self.config.patch_size
         grid = Grid(latents.shape[-2] // patch, latents.shape[-1] // patch)
         dtype = self.patchify.weight.dtype
@@ -78,7 +83,7 @@ class ControlNet(nn.Module):
         prompt = self.prompt_projection(text.to(dtype))
         residuals = []
         for block, out in zip(self.blocks, self.outs, strict=True):
-            x = block(x, prompt, mask, table, grid)
+            x = refined(block, x, prompt, mask, table, grid, rows)
             residuals.append(out(x) * scale)
         return residuals
 

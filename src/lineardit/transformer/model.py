@@ -16,7 +16,7 @@ from lineardit.nn.attention import KeyValue, never_empty
 from lineardit.nn.embedding import ScalarEmbedding, grid_positions
 from lineardit.nn.norm import RMSNorm
 from lineardit.nn.wide import Conv2d, Linear
-from lineardit.transformer.bands import block_in_bands
+from lineardit.transformer.bands import bands_of, refined
 from lineardit.transformer.block import NORM_EPS, Block, Grid
 from lineardit.transformer.generation import PromptReading, StepCache
 
@@ -132,7 +132,7 @@ class Transformer(nn.Module):
 
         def through(x: Tensor, start: int, stop: int) -> Tensor:
             for number in range(start, stop):
-                x = self._refined(number, x, prompts[number], mask, table, grid, rows)
+                x = refined(self.blocks[number], x, prompts[number], mask, table, grid, rows)
                 if 0 < number <= len(residuals):
                     x = x + residuals[number - 1]
             return x
@@ -146,7 +146,7 @@ class Transformer(nn.Module):
             first = through(x, 0, 1)
             x = through(cache.through(x, first, lambda x: through(x, 1, last)), last, last + 1)
         shift, scale = (self.offset + vector.unsqueeze(1)).chunk(2, dim=1)
-        parts = x.split((rows or grid.height) * grid.width, dim=1)
+        parts = (band.of(x) for band in bands_of(grid, rows or grid.height))
         velocity = torch.cat(
             [self.to_velocity(steered(part, shift, scale, NORM_EPS)) for part in parts], dim=1
         )
@@ -157,23 +157,6 @@ class Transformer(nn.Module):
     def _tokens(self, latents: Tensor, grid: Grid) -> Tensor:
         tokens: Tensor = self.patchify(latents.to(self.patchify.weight.dtype)).flatten(2).transpose(1, 2)
         return tokens if self.config.position == "none" else tokens + self._positions(grid).to(tokens)
-
-    def _refined(
-        self,
-        number: int,
-        x: Tensor,
-        prompt: Tensor | KeyValue,
-        mask: Tensor | None,
-        table: Tensor,
-        grid: Grid,
-        rows: int | None,
-    ) -> Tensor:
-        block = self.blocks[number]
-        if rows is None or rows >= grid.height:
-            refined: Tensor = block(x, prompt, mask, table, grid)
-            return refined
-        assert isinstance(block, Block)
-        return block_in_bands(block, x, prompt, mask, table, grid, rows)
 
     def read(self, text: Float[Tensor, "b m t"], mask: Bool[Tensor, "b m"] | None = None) -> PromptReading:
         """What all steps of a generation share of prompts: only the tokens that are there, and those once.
