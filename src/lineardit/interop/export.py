@@ -52,7 +52,7 @@ from lineardit.text.encoder import PublishedEncoder
 from lineardit.text.offline import OfflineEncoder
 from lineardit.transformer.controlnet import ControlNet
 from lineardit.transformer.denoiser import Denoiser
-from lineardit.transformer.model import Transformer
+from lineardit.transformer.dit import DiT
 
 Format = Literal["native", "diffusers", "official"]
 
@@ -150,18 +150,19 @@ class LiveText:
 
 def live_place(
     name: str,
-    transformer: Denoiser,
+    transformer: Denoiser | DiT,
     autoencoder: Autoencoder,
-    text_encoder: TextEncoder,
+    text_encoder: TextEncoder | None,
     sampling: Mapping[str, Any],
     controlnet: ControlNet | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> Place:
-    """Networks in memory as a place that can be written.
+    """Networks in memory as a place that can be written; what draws classes has no text encoder.
 
     Raises:
         InputError: LoRAs are loaded, or the text encoder is of a kind that cannot be written.
     """
-    if isinstance(transformer, Transformer) and loras(transformer):
+    if loras(transformer):
         raise InputError(
             f"LoRAs are loaded beside the layers: {', '.join(loras(transformer))}. "
             "Merge or unload them before the model is written."
@@ -174,7 +175,9 @@ def live_place(
     }
     if controlnet is not None:
         networks["controlnet"] = _live("ControlNet", controlnet.config, controlnet, name)
-    place = Place(Path(name), "native", networks, sampling=dict(sampling))
+    place = Place(Path(name), "native", networks, sampling=dict(sampling), about=dict(about or {}))
+    if text_encoder is None:
+        return place
     if isinstance(text_encoder, PublishedEncoder):
         return replace(place, text=LiveText.of(text_encoder))
     if not isinstance(text_encoder, OfflineEncoder):

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lineardit.autoencoder.model import Autoencoder
 from lineardit.config.article import ArticleAutoencoderConfig, ArticleConfig
+from lineardit.config.dit import DiTConfig, LinearDiTConfig
 from lineardit.config.models import AutoencoderConfig, Config, LatentsConfig, TransformerConfig
 from lineardit.errors import CheckpointError, MissingExtraError
 from lineardit.interop.diffusers import (
@@ -59,6 +60,7 @@ from lineardit.text.embedding import TextEncoder
 from lineardit.text.encoder import GemmaEncoder, PublishedEncoder, T5Encoder
 from lineardit.transformer.controlnet import ControlNet
 from lineardit.transformer.denoiser import Denoiser, denoiser_of
+from lineardit.transformer.dit import DiT, LinearDiT, SoftmaxDiT
 from lineardit.transformer.model import Transformer
 
 N = TypeVar("N", bound=nn.Module)
@@ -212,8 +214,30 @@ class Place:
     @property
     def missing(self) -> list[str]:
         """What a pipeline would still need."""
-        held = {*self.networks, *(["text_encoder"] if self.text else [])}
+        held = {*self.networks, *(["text_encoder"] if self.text or self.draws_classes else [])}
         return [name for name in ("transformer", "autoencoder", "text_encoder") if name not in held]
+
+    @property
+    def draws_classes(self) -> bool:
+        """Whether its transformer is told a class, and needs no text."""
+        return "transformer" in self.networks and isinstance(self.networks["transformer"].config, DiTConfig)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes that it draws, by number; the numbers themselves where it names none.
+
+        Raises:
+            CheckpointError: it draws no classes, or names another number of them than it has.
+        """
+        config = self.networks["transformer"].config if "transformer" in self.networks else None
+        if not isinstance(config, DiTConfig) or config.num_classes is None:
+            raise CheckpointError(f"{self.path} draws no classes.")
+        names = self.about.get("classes", [str(number) for number in range(config.num_classes)])
+        if not isinstance(names, list) or len(names) != config.num_classes:
+            raise CheckpointError(
+                f"{self.path / INDEX} is damaged: about.classes does not name {config.num_classes} classes."
+            )
+        return tuple(map(str, names))
 
 
 def open_place(place: str | Path, *, variant: str | None = None) -> Place:
@@ -338,6 +362,13 @@ def assemble_transformer(place: Place, dtype: str, device: torch.device = CPU) -
             f"{network.source} holds a {network.class_name}, where a Transformer (SANA) is needed."
         )
     return _assembled(Transformer, network.config, network, dtype, device)
+
+
+def assemble_dit(place: Place, dtype: str, device: torch.device = CPU) -> DiT:
+    """The class-conditional network of a place. Raises as `assemble_transformer`."""
+    network = place.networks["transformer"]
+    kind = LinearDiT if isinstance(network.config, LinearDiTConfig) else SoftmaxDiT
+    return _assembled(kind, network.config, network, dtype, device)
 
 
 def assemble_controlnet(place: Place, dtype: str, device: torch.device = CPU) -> ControlNet:
@@ -609,6 +640,13 @@ def _check_parts(place: Place) -> None:
     """Parts of different models in one place are found before anything is loaded."""
     configs = {name: network.config for name, network in place.networks.items()}
     transformer, autoencoder = configs.get("transformer"), configs.get("autoencoder")
+    if isinstance(transformer, DiTConfig) and isinstance(autoencoder, LatentsConfig):
+        wanted = autoencoder.latent_channels * transformer.patch_size**2
+        if transformer.input_dim != wanted:
+            raise CheckpointError(
+                f"{place.path} mixes two models: patches of the autoencoder's {autoencoder.latent_channels} "
+                f"latent channels have {wanted} numbers, the transformer takes {transformer.input_dim}."
+            )
     if not isinstance(transformer, TransformerConfig | ArticleConfig):
         return
     if isinstance(autoencoder, LatentsConfig) and autoencoder.latent_channels != transformer.latent_channels:

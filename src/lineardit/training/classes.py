@@ -268,6 +268,6 @@ def _prepared(run: ClassRun, autoencoder: Autoencoder) -> PreparedData:
         if bucket.height % pixels or bucket.width % pixels:
             raise ConfigError(
                 f"{run.data} has pictures of {bucket.width} x {bucket.height} pixels, which are no whole "
-                f"tokens of {pixels} pixels. Use model.patch_size=1, or prepare them again with --step {pixels}."
+                f"tokens of {pixels} pixels. Use model.patch_size=1, or prepare again with --step {pixels}."
             )
     return data
