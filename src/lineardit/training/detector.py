@@ -17,6 +17,7 @@ from lineardit.data.emoji_atlas import Atlas
 from lineardit.data.emoji_scenes import EmojiScenes, Split
 from lineardit.data.scene import Scene
 from lineardit.training.loop import step_generator
+from lineardit.training.prefetch import Prefetch
 
 SHOWN = 16
 BLOCK = 8
@@ -47,10 +48,13 @@ class DetectionTask:
         self.model: nn.Module = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._read = torch.compile(model) if run.train.compile else model
         self.sources = scene_sources(run, atlas)
+        self._prefetch: Prefetch[None, tuple[Tensor, list[Scene]]] = Prefetch(
+            lambda step, _: self.batch(step)
+        )
 
     def losses(self, step: int) -> Mapping[str, Tensor]:
         """The loss of one batch, its parts, and the share of objects that the nearest cell names rightly."""
-        images, scenes = self.batch(step)
+        images, scenes = self._prefetch(step, None)
         cells, background = self._read(images)
         target = cell_targets(scenes, self.config).to(cells.device)
         objects = sum(len(scene.objects) for scene in scenes)

@@ -41,6 +41,7 @@ from lineardit.training.layout import LayoutReader, layout_loss, objects_share, 
 from lineardit.training.loop import step_generator, train
 from lineardit.training.pool import CaptionPool, pool_captions, pool_latents, pooled_scenes
 from lineardit.training.shares import Share
+from lineardit.training.waiting import waiting
 from lineardit.transformer.denoiser import Denoiser, denoiser_of
 
 DESCRIBED = {"scenes", "times", "prompt_dropout", "pool", "pair_repeats", "layout_weight", "train"}
@@ -110,7 +111,8 @@ class GenerationTask:
     def losses_of_share(self, step: int, share: Share) -> Mapping[str, Tensor]:
         """The same of some rows of a step's batch."""
         generator = step_generator(self.run.train.seed, step)
-        chosen, text = self.batch(step, generator)
+        with waiting():
+            chosen, text = self.batch(step, generator)
         objective = self._course.objective
         times = objective.draw_times(len(chosen), generator)
         noise = draw_noise(self.latents[chosen].float(), generator)

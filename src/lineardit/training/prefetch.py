@@ -4,6 +4,8 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
+from lineardit.training.waiting import waiting
+
 Part = TypeVar("Part", bound=Hashable)
 T = TypeVar("T")
 
@@ -19,14 +21,15 @@ class Prefetch(Generic[Part, T]):
         self._make = make
         # One thread makes them all, so that `make` never runs twice at a time.
         self._thread = ThreadPoolExecutor(1, "prefetch")
-        self._waiting: dict[tuple[int, Part], Future[T]] = {}
+        self._ahead: dict[tuple[int, Part], Future[T]] = {}
 
     def __call__(self, step: int, part: Part) -> T:
         """What belongs to a part of a step."""
-        waiting = self._waiting.pop((step, part), None)
-        made = (waiting or self._thread.submit(self._make, step, part)).result()
-        stale = [key for key in self._waiting if key[0] not in (step, step + 1)]
+        ahead = self._ahead.pop((step, part), None)
+        with waiting():
+            made = (ahead or self._thread.submit(self._make, step, part)).result()
+        stale = [key for key in self._ahead if key[0] not in (step, step + 1)]
         for key in stale:
-            self._waiting.pop(key).cancel()
-        self._waiting[step + 1, part] = self._thread.submit(self._make, step + 1, part)
+            self._ahead.pop(key).cancel()
+        self._ahead[step + 1, part] = self._thread.submit(self._make, step + 1, part)
         return made

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lineardit.data.pictures import contact_sheet
 from lineardit.errors import OutputError
+from lineardit.training.waiting import waited
 
 
 class Progress:
@@ -40,6 +41,7 @@ class Progress:
         )
         self._task = self._bar.add_task("training", total=steps, completed=start)
         self._since, self._at, self._skipped = time.monotonic(), start, 0
+        waited()  # what was waited before counts for nothing
         self._lines: IO[str] | None = None
         self._events: Any = None
 
@@ -72,15 +74,20 @@ class Progress:
     def advance(
         self, step: int, losses: Mapping[str, Tensor], norm: float, learning_rate: float | None
     ) -> None:
-        """Count one step; log it when a learning rate is given."""
+        """Count one step; log it when a learning rate is given.
+
+        `waiting` is the share of the time since the line before in which steps waited for data.
+        """
         self._bar.update(self._task, completed=step)
         if learning_rate is None:
             return
         now = time.monotonic()
-        rate = (step - self._at) * self.batch_size / max(now - self._since, 1e-9)
+        passed = max(now - self._since, 1e-9)
+        rate, waiting = (step - self._at) * self.batch_size / passed, waited() / passed
         self._since, self._at = now, step
         self.last = {name: float(value.detach()) for name, value in losses.items()}
-        row = {**self.last, "gradient_norm": norm, "learning_rate": learning_rate, "images_per_second": rate}
+        row = {**self.last, "gradient_norm": norm, "learning_rate": learning_rate}
+        row |= {"images_per_second": rate, "waiting": waiting}
         if not self.speaks:
             return
         self._write({"step": step, "time": time.time(), "skipped": self._skipped}, row)

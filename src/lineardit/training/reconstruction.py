@@ -13,6 +13,7 @@ from lineardit.training.adversarial import Judge, fooling_loss
 from lineardit.training.latents import moment_penalty
 from lineardit.training.perceptual import perceptual_distance
 from lineardit.training.picture_source import PictureSource
+from lineardit.training.prefetch import Prefetch
 
 SHOWN = 8
 MOST_PULL = 1e4
@@ -50,6 +51,7 @@ class ReconstructionTask:
             Judge(run.loss.adversarial, run.train, self._device) if run.loss.adversarial.weight else None
         )
         self._reconstruct = torch.compile(self.model) if run.train.compile else self.model
+        self._prefetch: Prefetch[None, Tensor] = Prefetch(lambda step, _: pictures.batch(step, self._device))
         self._distance = perceptual_distance(run.loss.lpips).to(self._device) if run.loss.perceptual else None
 
     def losses(self, step: int) -> Mapping[str, Tensor]:
@@ -83,7 +85,7 @@ class ReconstructionTask:
 
     def batch(self, step: int) -> Float[Tensor, "b 3 H W"]:
         """The pictures of step `step`, on the model's device."""
-        return self.pictures.batch(step, self._device).contiguous(memory_format=torch.channels_last)
+        return self._prefetch(step, None).contiguous(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def sample(self, model: nn.Module, step: int) -> Float[Tensor, "b 3 H W"]:

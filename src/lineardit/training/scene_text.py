@@ -36,6 +36,7 @@ from lineardit.text.offline import OfflineEncoder
 from lineardit.text.scene_encoder import SceneTextEncoder
 from lineardit.text.word_pieces import build_tokenizer
 from lineardit.training.loop import step_generator, train
+from lineardit.training.prefetch import Prefetch
 
 _log = logging.getLogger(__name__)
 
@@ -162,11 +163,14 @@ class SceneTextTask:
         self.model: nn.Module = model
         self._reader = model
         there = run.start is not None and run.anchor > 0
+        self._prefetch: Prefetch[None, tuple[list[str], list[Scene]]] = Prefetch(
+            lambda step, _: self.batch(step)
+        )
         self._anchor = copy.deepcopy(model.encoder).requires_grad_(False) if there else None
 
     def losses(self, step: int) -> Mapping[str, Tensor]:
         """The loss of one batch, its parts, and the share of counts that are right."""
-        captions, scenes = self.batch(step)
+        captions, scenes = self._prefetch(step, None)
         truth = ask(captions, scenes, self.scenes.names, Draws("absent", self.run.train.seed, step))
         tokens = self._reader.encoder.tokens(captions)
         by_length = torch.tensor([len(row) for row in tokens]).argsort()
