@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -68,6 +69,17 @@ def test_a_picture_tells_how_it_was_made_and_can_be_made_again(
     assert second.read_bytes() == first.read_bytes()
     with Image.open(first) as picture:
         assert picture.size == (40, 16) and "Steps: 2, Sampler: euler" in picture.info["parameters"]
+
+
+def test_a_quantized_model_draws_nearly_the_same_and_its_pictures_say_so(
+    model: list[str], tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exact, rounded = tmp_path / "exact.png", tmp_path / "rounded.png"
+    assert main(["generate", CAT, *model, "-o", str(exact)]) == 0
+    assert main(["generate", CAT, *model, "-o", str(rounded), "--quantize", "int8"]) == 0
+    assert settings_of(rounded, capsys)["model"] == f"{tiny_model}, int8"
+    one, two = (np.array(Image.open(place)).astype(int) for place in (exact, rounded))
+    assert 0 < np.abs(one - two).mean() < 5
 
 
 def test_each_picture_of_several_is_the_one_made_alone(model: list[str], tmp_path: Path) -> None:

@@ -46,10 +46,11 @@ def test_scenes_are_asked_of_the_pipeline_and_written(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     pipe = Truthful(7, 10)
-    monkeypatch.setattr(command, "_pipeline", lambda place: pipe)
+    asked_for: list[command.Place] = []
+    monkeypatch.setattr(command, "_pipeline", lambda place: asked_for.append(place) or pipe)
     folder = tmp_path / "deep" / "measured"
     options = ["--count", "10", "--seed", "7", "--batch-size", "4", "--num-inference-steps", "9"]
-    options += ["--guidance-interval", "0.2,0.9", "--step-cache", "0.1"]
+    options += ["--guidance-interval", "0.2,0.9", "--step-cache", "0.1", "--quantize", "int8"]
     assert main(["evaluate", "scenes", *options, "-o", str(folder), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts == json.loads((folder / "scenes.json").read_text("utf-8"))
@@ -58,6 +59,7 @@ def test_scenes_are_asked_of_the_pipeline_and_written(
     assert facts["settings"]["num_inference_steps"] == 9
     assert facts["settings"]["guidance_scale"] == 3.5
     assert facts["settings"]["guidance_interval"] == [0.2, 0.9] and facts["settings"]["step_cache"] == 0.1
+    assert facts["quantize"] == "int8" and [place.quantize for place in asked_for] == ["int8"]
     assert [call["seed"] for call in pipe.calls] == [[7, 8, 9, 10], [11, 12, 13, 14], [15, 16]]
     assert [prompt for call in pipe.calls for prompt in call["prompts"]] == [
         each.prompt for each in pipe.asked
@@ -148,6 +150,8 @@ def test_latents_are_measured_and_an_autoencoder_scaled_by_them_is_written(
         (["reconstruction", "--lpips", "/nowhere.safetensors"], "/nowhere.safetensors"),
         (["scenes", "--save", "there"], "--save goes with latents, not with scenes."),
         (["latents", "--step-cache", "0.1"], "--step-cache goes with scenes, not with latents"),
+        (["latents", "--quantize", "int8"], "--quantize goes with scenes, not with latents"),
+        (["scenes", "--quantize", "int4"], "'int4' is not"),
         (["latents", "--guidance-interval", "0,0.5"], "--guidance-interval goes with scenes, not with"),
         (["scenes", "--guidance-interval", "0.5"], "--guidance-interval 0.5 is not two times. Use 0.1,0.9."),
         (["scenes", "--guidance-interval", "0.9,0.1"], "does not rise within 0 and 1"),

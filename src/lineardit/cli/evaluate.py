@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
-from lineardit.cli.options import GuidanceInterval, StepCache, interval
+from lineardit.cli.options import GuidanceInterval, Quantize, StepCache, interval
 from lineardit.errors import InputError, OutputError
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class Place(NamedTuple):
     dtype: str
     loras: tuple[tuple[str, float], ...] = ()
     """Places and weights."""
+    quantize: str | None = None
 
 
 class Sampling(NamedTuple):
@@ -105,6 +106,7 @@ def evaluate(
     ] = None,
     guidance_interval: GuidanceInterval = "0,1",
     step_cache: StepCache = 0.0,
+    quantize: Quantize = None,
     lora: Annotated[
         list[str] | None,
         typer.Option(help="scenes: a LoRA, or LoRA:WEIGHT; can be given several times.", show_default=False),
@@ -155,8 +157,8 @@ def evaluate(
     if lora and what != "scenes":
         raise InputError(f"--lora goes with scenes, not with {what}: it adds to the transformer.")
     guided_times = interval(guidance_interval)
-    if what != "scenes" and (step_cache or guided_times != (0.0, 1.0)):
-        given = "--step-cache" if step_cache else "--guidance-interval"
+    if what != "scenes" and (step_cache or quantize or guided_times != (0.0, 1.0)):
+        given = "--step-cache" if step_cache else "--quantize" if quantize else "--guidance-interval"
         raise InputError(f"{given} goes with scenes, not with {what}: it changes how pictures are drawn.")
     if output is not None:
         _check_writable(output)
@@ -166,7 +168,7 @@ def evaluate(
 
     config = SceneConfig() if objects is None else SceneConfig(objects=objects)
     scenes = EmojiScenes(config, seed, split, phrasing=phrasing)
-    place = Place(model, device, dtype, tuple(weighted_lora(each) for each in lora or ()))
+    place = Place(model, device, dtype, tuple(weighted_lora(each) for each in lora or ()), quantize)
     if what == "scenes":
         sampling = Sampling(num_inference_steps, guidance_scale, sampler, guided_times, step_cache)
         measured = _scenes(place, detector, scenes, count, batch_size, sampling)
@@ -177,6 +179,8 @@ def evaluate(
         else:
             measured = _latents(place, measured_on, save)
     model_facts = {"model": model or "bundled", **({"loras": lora} if lora else {})}
+    if quantize is not None:
+        model_facts["quantize"] = quantize
     text = json.dumps({"what": what, **model_facts, **measured.facts}, indent=1)
     if output is not None:
         _write(output, what, text, measured.sheet)
@@ -312,6 +316,8 @@ def _pipeline(place: Place) -> "Pipeline":
     pipe = Pipeline.from_pretrained(place.model, device=place.device, dtype=place.dtype)
     for source, weight in place.loras:
         pipe.load_lora(source, weight)
+    if place.quantize is not None:
+        pipe.quantize()
     return pipe
 
 

@@ -13,6 +13,7 @@ from lineardit.cli.options import (
     KeepFreed,
     Kernels,
     Memory,
+    Quantize,
     StepCache,
     TextEncoderPlace,
     interval,
@@ -72,6 +73,7 @@ def generate(
     control_scale: Annotated[float, typer.Option(help="How much it counts; 0 is off.")] = 1.0,
     guidance_interval: GuidanceInterval = "0,1",
     step_cache: StepCache = 0.0,
+    quantize: Quantize = None,
     memory: Memory = None,
     kernels: Kernels = "auto",
     keep_freed: KeepFreed = True,
@@ -119,6 +121,8 @@ def generate(
         pipe.load_lora(source, weight)
     if controlnet is not None:
         pipe.load_controlnet(controlnet)
+    if quantize is not None:
+        pipe.quantize()
     pipe.limit_memory(bound)
     jobs = pipe.plan(
         prompts,

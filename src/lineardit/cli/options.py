@@ -1,6 +1,6 @@
 """Options that several verbs have in common."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,6 +19,10 @@ StepCache = Annotated[
     float, typer.Option(help="Skip middle blocks while the first changes less; 0 is exact, 0.1 usual.")
 ]
 
+Quantize = Annotated[
+    Literal["int8"] | None,
+    typer.Option(help="Round the transformer's layers: faster, nearly the same picture.", show_default=False),
+]
 Memory = Annotated[
     str | None,
     typer.Option(help="Draw within this much, as 2GB: the same picture in bands.", show_default=False),
