@@ -84,7 +84,8 @@ def _transformer_bytes(
 
         def run() -> None:
             latents = torch.empty(pictures, config.latent_channels, height, width, dtype=dtype)
-            times = torch.empty(pictures)
+            whole = isinstance(config, ArticleConfig)
+            times = torch.empty(pictures, dtype=torch.long if whole else torch.float32)
             with _FusedAttention():
                 if beside is not None:
                     shown = latents, times, text.expand(pictures, -1, -1), torch.empty_like(latents)

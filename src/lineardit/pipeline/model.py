@@ -1,6 +1,6 @@
 """The networks that draw together: loaded, extended by LoRAs and a ControlNet, saved."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -24,8 +24,9 @@ from lineardit.interop.lora import (
 from lineardit.interop.places import (
     assemble_autoencoder,
     assemble_controlnet,
+    assemble_dit,
+    assemble_network,
     assemble_text_encoder,
-    assemble_transformer,
     check_control,
     open_place,
     with_parts,
@@ -36,26 +37,29 @@ from lineardit.nn.int8 import Int8Linear, quantize_linears
 from lineardit.pipeline.sampling import Sampling, sampling_of
 from lineardit.text.embedding import TextEncoder
 from lineardit.transformer.controlnet import ControlNet
-from lineardit.transformer.model import Transformer
+from lineardit.transformer.denoiser import Denoiser
+from lineardit.transformer.dit import DiT
 
 M = TypeVar("M", bound="Model")
 
 
 class Model:
-    """A transformer, an autoencoder and a text encoder that belong together."""
+    """A transformer, an autoencoder and a text encoder that belong together; what draws classes has no text
+    encoder, but the names of the classes."""
 
     def __init__(
         self,
-        transformer: Transformer,
+        transformer: Denoiser | DiT,
         autoencoder: Autoencoder,
-        text_encoder: TextEncoder,
+        text_encoder: TextEncoder | None,
         sampling: Sampling,
         *,
         name: str,
         controlnet: ControlNet | None = None,
+        classes: Sequence[str] = (),
     ) -> None:
         self.transformer, self.autoencoder, self.text_encoder = transformer, autoencoder, text_encoder
-        self.controlnet = controlnet
+        self.controlnet, self.classes = controlnet, tuple(classes)
         self.sampling, self.name = sampling, name
         self._lora_places: dict[str, str] = {}
         self._control_place: str | None = None
@@ -92,8 +96,17 @@ class Model:
                 "Give the folder of a whole model, or the places of the rest: --autoencoder, --text-encoder."
             )
         target, name = chosen.torch_device, chosen.dtype.name
+        if opened.draws_classes:
+            return cls(
+                assemble_dit(opened, name, target),
+                assemble_autoencoder(opened, name, target),
+                None,
+                sampling_of(opened),
+                name=str(place),
+                classes=opened.classes,
+            )
         return cls(
-            assemble_transformer(opened, name, target),
+            assemble_network(opened, name, target),
             assemble_autoencoder(opened, name, target),
             assemble_text_encoder(opened, target),
             sampling_of(opened),
@@ -124,6 +137,7 @@ class Model:
             self.text_encoder,
             asdict(self.sampling),
             self.controlnet,
+            {"classes": list(self.classes)} if self.classes else None,
         )
         export(place, Path(folder), format, dtype=dtype, force=force)
 
@@ -203,12 +217,12 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Where the networks are."""
-        return self.transformer.patchify.weight.device
+        return next(self.transformer.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
         """In which dtype they compute."""
-        return self.transformer.patchify.weight.dtype
+        return next(self.transformer.parameters()).dtype
 
     @contextmanager
     def watched(self) -> Iterator[None]:

@@ -10,15 +10,20 @@ from torch import Tensor
 
 from lineardit.autoencoder.bands import decode_in_bands, encode_in_bands
 from lineardit.autoencoder.model import Autoencoder
+from lineardit.config.models import TransformerConfig
 from lineardit.config.steps import STRENGTH
 from lineardit.data.picture_files import fitted
 from lineardit.data.pictures import to_picture, to_pixels
 from lineardit.diffusion.guidance import Interval, guided
 from lineardit.diffusion.paths import Velocity
+from lineardit.diffusion.predictions import ddpm_prediction
 from lineardit.diffusion.randomness import seeded_noise
 from lineardit.diffusion.states import State
 from lineardit.errors import InputError, NotFiniteError, check_multiple
+from lineardit.pipeline.article import ArticleNetwork
+from lineardit.pipeline.classes import ClassConditioning, DiTNetwork, class_trajectory
 from lineardit.pipeline.conditioning import Conditioning, TextConditioning
+from lineardit.pipeline.discrete import DiscreteTrajectory
 from lineardit.pipeline.memory import MemoryBound
 from lineardit.pipeline.model import Model
 from lineardit.pipeline.networks import Network, SanaNetwork
@@ -36,9 +41,11 @@ from lineardit.pipeline.settings import (
 )
 from lineardit.pipeline.trajectory import FlowTrajectory, Trajectory
 from lineardit.text.embedding import TextEncoder
+from lineardit.transformer.article import ArticleSana
 from lineardit.transformer.controlnet import ControlNet
+from lineardit.transformer.denoiser import Denoiser, DenoiserConfig
+from lineardit.transformer.dit import DiT
 from lineardit.transformer.generation import StepCache
-from lineardit.transformer.model import Transformer
 
 
 class Pipeline(Model):
@@ -46,17 +53,37 @@ class Pipeline(Model):
 
     def __init__(
         self,
-        transformer: Transformer,
+        transformer: Denoiser | DiT,
         autoencoder: Autoencoder,
-        text_encoder: TextEncoder,
+        text_encoder: TextEncoder | None,
         sampling: Sampling,
         *,
         name: str,
         controlnet: ControlNet | None = None,
+        classes: Sequence[str] = (),
     ) -> None:
-        super().__init__(transformer, autoencoder, text_encoder, sampling, name=name, controlnet=controlnet)
-        self._conditioning: Conditioning[Any] = TextConditioning(text_encoder)
-        self._trajectory: Trajectory = FlowTrajectory(sampling)
+        """What draws classes, a DiT, has their names, and every other model a text encoder."""
+        super().__init__(
+            transformer,
+            autoencoder,
+            text_encoder,
+            sampling,
+            name=name,
+            controlnet=controlnet,
+            classes=classes,
+        )
+        self._conditioning: Conditioning[Any]
+        self._trajectory: Trajectory
+        if isinstance(transformer, DiT):
+            self._conditioning, self._trajectory = ClassConditioning(classes), class_trajectory(transformer)
+        else:
+            assert text_encoder is not None, "a prompt is read by a text encoder"
+            self._conditioning = TextConditioning(text_encoder)
+            self._trajectory = (
+                DiscreteTrajectory(ddpm_prediction(transformer.config))
+                if isinstance(transformer, ArticleSana)
+                else FlowTrajectory(sampling)
+            )
         self._bound: MemoryBound | None = None
 
     def limit_memory(self, bytes_in_all: int | None) -> None:
@@ -282,18 +309,22 @@ class Pipeline(Model):
             return
         config = self.transformer.config
         control = self.controlnet.config if follows_picture and self.controlnet is not None else None
-        # With guidance every step sees two pictures.
-        pictures = 1 if config.guidance_embedding else 2
-        fits = [
-            bound.denoising(config, control, height // stride, width // stride, self.dtype, pictures),
-            bound.decoding(self.autoencoder.config, height, width, self.dtype),
-        ]
+        fits = [bound.decoding(self.autoencoder.config, height, width, self.dtype)]
+        if isinstance(config, DenoiserConfig):
+            # With guidance every step sees two pictures.
+            pictures = 1 if isinstance(config, TransformerConfig) and config.guidance_embedding else 2
+            latents = height // stride, width // stride
+            fits.append(bound.denoising(config, control, *latents, self.dtype, pictures))
         if from_picture or follows_picture:
             fits.append(bound.encoding(self.autoencoder.config, height, width, self.dtype))
         bound.check(fits, height, width)
 
     @property
     def _network(self) -> Network[Any]:
+        if isinstance(self.transformer, DiT):
+            return DiTNetwork(self.transformer, self._trajectory.seen)
+        if isinstance(self.transformer, ArticleSana):
+            return ArticleNetwork(self.transformer, self._trajectory.seen)
         return SanaNetwork(self.transformer, self.controlnet, self._trajectory.seen, self._bound)
 
     @torch.no_grad()
