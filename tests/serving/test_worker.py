@@ -21,7 +21,10 @@ from lineardit.serving.frames import Frame, pack, read_frame
 from lineardit.serving.worker import Orders, Worker, loaded
 
 CAT = "a red apple left of a cat"
-LOADED = {"device": "cpu", "dtype": "fp32", "kernels": "auto", "memory": None, "keep_freed": True}
+LOADED = {
+    **{"device": "cpu", "dtype": "fp32", "kernels": "auto", "quantize": None},
+    **{"memory": None, "keep_freed": True},
+}
 
 
 class Speaker:
@@ -124,7 +127,9 @@ def test_a_picture_is_that_of_generate_to_the_bit(worker: Speaker, tiny_model: P
 def test_it_computes_as_it_is_told(tiny_model: Path) -> None:
     order = {"models": {"tiny": str(tiny_model)}, **LOADED, "keep_freed": False}
     assert loaded(order)["tiny"] and native.is_in_use() == (native.refusal() is None)
-    loaded({**order, "kernels": "torch"})
+    assert not loaded(order)["tiny"].is_quantized
+    (quantized,) = loaded({**order, "kernels": "torch", "quantize": "int8"}).values()
+    assert quantized.is_quantized
     assert not native.is_in_use()
     with pytest.raises(InputError, match="kernels='fast' is not known"):
         loaded({**order, "kernels": "fast"})

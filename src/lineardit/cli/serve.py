@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lineardit.cli.options import KeepFreed, Kernels, Memory
+from lineardit.cli.options import KeepFreed, Kernels, Memory, Quantize
 from lineardit.cli.sizes import bytes_of
 from lineardit.errors import InputError, MissingExtraError
 
@@ -41,6 +41,7 @@ def serve(
     dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16 or auto.")] = "fp32",
     memory: Memory = None,
     kernels: Kernels = "auto",
+    quantize: Quantize = None,
     keep_freed: KeepFreed = True,
     batch: Annotated[int, typer.Option(help="Pictures drawn together on a GPU.")] = 8,
     queue: Annotated[int, typer.Option(help="Pictures that may wait.")] = 64,
@@ -82,6 +83,7 @@ def serve(
         devices=tuple(device or ("auto",)),
         dtype=dtype,
         kernels=kernels,
+        quantize=quantize,
         memory=None if memory is None else bytes_of(memory),
         keep_freed=keep_freed,
         batch=batch,

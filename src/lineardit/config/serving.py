@@ -1,5 +1,7 @@
 """How a model is served: where, on which devices, and how much one request may ask for."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from lineardit.config.models import Config
@@ -53,6 +55,8 @@ class ServingConfig(Config):
     """fp32, bf16, fp16 or auto."""
     kernels: str = "auto"
     """What computes passes over memory on a CPU: native (C++), torch, or auto."""
+    quantize: Literal["int8"] | None = None
+    """What the layers of the transformers are rounded to."""
     memory: int | None = Field(None, gt=0)
     """Bytes that each worker process, on a GPU its tensors, may take; larger pictures are drawn in bands."""
     keep_freed: bool = True

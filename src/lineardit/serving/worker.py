@@ -1,6 +1,7 @@
 """The process that owns one device: `python -m lineardit.serving.worker`, spoken to in frames over its pipes.
 
-    in    load     models, device, dtype, kernels, memory, keep_freed, batch    once, first: {name: place}
+    in    load     models, device, dtype, kernels, quantize,    once, first: {name: place}
+                   memory, keep_freed, batch
           draw     batch, jobs, partials, previews          bytes: pixels to start from, if any
           cancel   batch, row
     out   ready    models: what each takes, and how many pictures are drawn together
@@ -227,6 +228,8 @@ def loaded(order: Mapping[str, Any]) -> dict[str, Pipeline]:
         if order["keep_freed"] and memory is None:
             keep_freed_memory()
     for pipe in pipes.values():
+        if order["quantize"] is not None:
+            pipe.quantize()
         pipe.limit_memory(memory)
     return pipes
 
