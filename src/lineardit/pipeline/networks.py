@@ -1,5 +1,6 @@
 """How a network is run: what it is shown beside latents and times, with and without the prompt."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
@@ -12,6 +13,7 @@ from lineardit.pipeline.memory import MemoryBound
 from lineardit.pipeline.settings import Settings
 from lineardit.text.embedding import TextEmbedding
 from lineardit.transformer.controlnet import ControlNet
+from lineardit.transformer.denoiser import Denoiser
 from lineardit.transformer.generation import PromptReading, StepCache
 from lineardit.transformer.model import Transformer
 
@@ -40,8 +42,38 @@ class Network(Protocol[Conditions]):
         ...
 
 
+class PromptedNetwork(ABC):
+    """A network that reads prompts once for all steps."""
+
+    transformer: Denoiser
+
+    def is_guided(self, jobs: Sequence[Settings]) -> bool:
+        """Where a scale is not 1."""
+        return any(job.guidance_scale != 1 for job in jobs)
+
+    def branches(
+        self, jobs: Sequence[Settings], conditions: TextEmbedding, control: Tensor | None
+    ) -> Branches:
+        """Both share what was read of the prompts, and each has its own cache."""
+        read = self.transformer.read(conditions.embeddings, conditions.mask)
+        if not self.is_guided(jobs):
+            return Branches(self._velocity(jobs, conditions, read, control), None)
+        wanted, twice = len(jobs), 2 * len(jobs)  # the negative prompts come first
+        only = TextEmbedding(conditions.embeddings[wanted:], conditions.mask[wanted:])
+        return Branches(
+            self._velocity(jobs, only, read.rows(wanted, twice), control),
+            self._velocity(jobs, conditions, read, control),
+        )
+
+    @abstractmethod
+    def _velocity(
+        self, jobs: Sequence[Settings], text: TextEmbedding, read: PromptReading, control: Tensor | None
+    ) -> Velocity:
+        """The network, told the prompts."""
+
+
 @dataclass(frozen=True)
-class SanaNetwork:
+class SanaNetwork(PromptedNetwork):
     """The SANA transformer, with a ControlNet where there is one."""
 
     transformer: Transformer
@@ -52,22 +84,7 @@ class SanaNetwork:
 
     def is_guided(self, jobs: Sequence[Settings]) -> bool:
         """Where a scale is not 1, unless the scale is an input of the network."""
-        embedded = self.transformer.config.guidance_embedding
-        return not embedded and any(job.guidance_scale != 1 for job in jobs)
-
-    def branches(
-        self, jobs: Sequence[Settings], conditions: TextEmbedding, control: Tensor | None
-    ) -> Branches:
-        """Both read the prompts once for all steps, and each has its own cache."""
-        read = self.transformer.read(conditions.embeddings, conditions.mask)
-        if not self.is_guided(jobs):
-            return Branches(self._velocity(jobs, conditions, read, control), None)
-        wanted, twice = len(jobs), 2 * len(jobs)  # the negative prompts come first
-        only = TextEmbedding(conditions.embeddings[wanted:], conditions.mask[wanted:])
-        return Branches(
-            self._velocity(jobs, only, read.rows(wanted, twice), control),
-            self._velocity(jobs, conditions, read, control),
-        )
+        return not self.transformer.config.guidance_embedding and super().is_guided(jobs)
 
     def _velocity(
         self, jobs: Sequence[Settings], text: TextEmbedding, read: PromptReading, control: Tensor | None
