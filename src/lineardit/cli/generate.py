@@ -32,12 +32,22 @@ LONGEST_NAME = 60
 
 def generate(
     prompts: Annotated[
-        list[str], typer.Argument(help="What to draw; several sentences give several pictures.")
-    ],
+        list[str] | None,
+        typer.Argument(help="What to draw; several sentences give several pictures.", show_default=False),
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
             help="Folder of a model, official file or hub id; the bundled one unless given.",
+            show_default=False,
+        ),
+    ] = None,
+    classes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--class",
+            help="Instead of a sentence: the name or number of what a class-conditional model draws; can be "
+            "given several times.",
             show_default=False,
         ),
     ] = None,
@@ -57,7 +67,10 @@ def generate(
     num_images: Annotated[int, typer.Option(help="Pictures for each prompt.")] = 1,
     sampler: Annotated[
         str | None,
-        typer.Option(help="dpm++, euler, heun or scm; the model's own unless given.", show_default=False),
+        typer.Option(
+            help="dpm++, euler, heun or scm, of a DDPM model ddim, ddpm or dpm++; its own unless given.",
+            show_default=False,
+        ),
     ] = None,
     lora: Annotated[
         list[str] | None,
@@ -89,6 +102,7 @@ def generate(
     """Draw pictures. Each PNG keeps prompt, seed and settings; `lineardit info FILE` reads them back."""
     from lineardit.text.prompt import check_prompts
 
+    prompts = [*(prompts or []), *(classes or [])]
     check_prompts(prompts)
     if num_images < 1:
         raise InputError(f"num_images={num_images} is not a positive number. Use 1 or more.")
@@ -117,6 +131,8 @@ def generate(
     pipe = Pipeline.from_pretrained(
         model, autoencoder=autoencoder, text_encoder=text_encoder, device=device, dtype=dtype
     )
+    if classes and not pipe.classes:
+        raise InputError(f"--class {classes[0]}: {pipe.name} draws what a sentence says. Give a sentence.")
     for source, weight in weighted:
         pipe.load_lora(source, weight)
     if controlnet is not None:
