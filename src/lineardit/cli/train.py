@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from lineardit.cli.app import INTERRUPTED
+from lineardit.cli.options import KeepFreed, Kernels
 from lineardit.errors import LineardiTError
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest whole checkpoint.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    kernels: Kernels = "auto",
+    keep_freed: KeepFreed = True,
     explain: Annotated[
         bool, typer.Option("--explain", help="Print every field and what it means; train nothing.")
     ] = (False),
@@ -53,8 +56,13 @@ def train(
 
         print_plan(run, nodes, gpus)
         return
+    from lineardit.kernels import native
+    from lineardit.kernels.allocator import keep_freed_memory
     from lineardit.training.distributed import read_launch
 
+    native.use(kernels)
+    if keep_freed:
+        keep_freed_memory()
     folder, launch = output or Path("runs") / recipe.stem, read_launch(os.environ)
     if launch is None:
         _train(run, folder, resume, device)
