@@ -250,9 +250,9 @@ def test_what_belongs_to_sana_is_refused(folder: Path, pipe: Pipeline, tmp_path:
         pipe.plan("a cat", controlnet_conditioning_scale=1.0)
     place = open_place(folder)
     alone = replace(place, networks={"transformer": place.networks["transformer"]})
-    with pytest.raises(InputError, match="a ArticleSana has no counterpart in diffusers"):
+    with pytest.raises(InputError, match="ArticleSana has no counterpart in diffusers"):
         export(alone, tmp_path / "foreign", "diffusers")
-    with pytest.raises(InputError, match="a ArticleSana has no counterpart among official files"):
+    with pytest.raises(InputError, match="ArticleSana has no counterpart among official files"):
         pipe.save_pretrained(tmp_path / "official", format="official")
     assert not list(tmp_path.iterdir())
 

@@ -27,7 +27,7 @@ from lineardit.data.emoji_atlas import Atlas
 from lineardit.data.emoji_scenes import EmojiScenes
 from lineardit.diffusion.objective import Denoising
 from lineardit.diffusion.predictions import ddpm_path, ddpm_prediction
-from lineardit.errors import ConfigError
+from lineardit.errors import ConfigError, InputError
 from lineardit.interop.native import describe_model, load_autoencoder
 from lineardit.interop.text import load_text_encoder
 from lineardit.text.encoder import T5Encoder
@@ -306,11 +306,12 @@ def test_a_run_writes_a_whole_model_that_says_how_it_is_drawn_with(
 
 def test_what_does_not_fit_together_is_refused(run: ArticleTransformerRun, tmp_path: Path) -> None:
     for change, message in (
+        ({"patch_size": 3}, "scenes.size=32 is not a multiple of 12, the pixels per token. Use 24 or 36."),
         ({"latent_channels": 5}, "model.latent_channels=5, but .* makes 4. Use model.latent_channels=4"),
         ({"text_width": 13}, "model.text_width=13, but .* gives 12. Use model.text_width=12"),
     ):
         other = run.model_copy(update={"model": run.model.model_copy(update=change)})
-        with pytest.raises(ConfigError, match=message):
+        with pytest.raises(InputError, match=message):
             train_transformer(other, tmp_path, resume=False, device=CPU)
     assert not list(tmp_path.iterdir())
 

@@ -283,7 +283,7 @@ def _diffusers_network(folder: Path, network: Network) -> int:
         options = autoencoder_config_to_diffusers(config)
         foreign = to_diffusers_autoencoder(config, network.tensors, network.source)
     else:
-        raise InputError(f"a {network.class_name} has no counterpart in diffusers.")
+        raise InputError(f"{network.class_name} has no counterpart in diffusers.")
     _write_json(folder / "config.json", {**options, "_diffusers_version": DIFFUSERS})
     write_weights(folder, WEIGHTS_STEM, foreign)
     return len(foreign)
@@ -323,7 +323,7 @@ def _rest_of_pipeline(place: Place, folder: Path) -> list[Written]:
 def _official(place: Place, out: Path) -> list[Written]:
     for network in place.networks.values():
         if isinstance(network.config, ArticleConfig | ArticleAutoencoderConfig):
-            raise InputError(f"a {network.class_name} has no counterpart among official files.")
+            raise InputError(f"{network.class_name} has no counterpart among official files.")
     networks = {name: each for name, each in place.networks.items() if name in _OFFICIAL_FILES}
     if not networks:
         raise InputError(

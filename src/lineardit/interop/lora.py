@@ -180,7 +180,7 @@ def add_lora(transformer: nn.Module, lora: Lora, name: str, weight: float = 1.0)
         InputError: the name is taken or has a dot, the weight is no number, or the network is not SANA's.
     """
     if not isinstance(transformer, Transformer):
-        raise InputError(f"LoRAs are for SANA's Transformer, and this is a {type(transformer).__name__}.")
+        raise InputError(f"LoRAs are for SANA's Transformer, and this is {type(transformer).__name__}.")
     if not name or "." in name:
         raise InputError(f"{name!r} cannot name a LoRA. Use letters without a dot.")
     if name in loras(transformer):

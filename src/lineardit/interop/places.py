@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lineardit.autoencoder.model import Autoencoder
 from lineardit.config.article import ArticleAutoencoderConfig, ArticleConfig
-from lineardit.config.dit import DiTConfig, LinearDiTConfig
+from lineardit.config.dit import DiTConfig
 from lineardit.config.models import AutoencoderConfig, Config, LatentsConfig, TransformerConfig
 from lineardit.errors import CheckpointError, MissingExtraError
 from lineardit.interop.diffusers import (
@@ -60,7 +60,7 @@ from lineardit.text.embedding import TextEncoder
 from lineardit.text.encoder import GemmaEncoder, PublishedEncoder, T5Encoder
 from lineardit.transformer.controlnet import ControlNet
 from lineardit.transformer.denoiser import Denoiser, denoiser_of
-from lineardit.transformer.dit import DiT, LinearDiT, SoftmaxDiT
+from lineardit.transformer.dit import DiT, dit_of
 from lineardit.transformer.model import Transformer
 
 N = TypeVar("N", bound=nn.Module)
@@ -359,7 +359,7 @@ def assemble_transformer(place: Place, dtype: str, device: torch.device = CPU) -
     network = place.networks["transformer"]
     if not isinstance(network.config, TransformerConfig):
         raise CheckpointError(
-            f"{network.source} holds a {network.class_name}, where a Transformer (SANA) is needed."
+            f"{network.source} holds {network.class_name}, where a Transformer (SANA) is needed."
         )
     return _assembled(Transformer, network.config, network, dtype, device)
 
@@ -367,8 +367,8 @@ def assemble_transformer(place: Place, dtype: str, device: torch.device = CPU) -
 def assemble_dit(place: Place, dtype: str, device: torch.device = CPU) -> DiT:
     """The class-conditional network of a place. Raises as `assemble_transformer`."""
     network = place.networks["transformer"]
-    kind = LinearDiT if isinstance(network.config, LinearDiTConfig) else SoftmaxDiT
-    return _assembled(kind, network.config, network, dtype, device)
+    assert isinstance(network.config, DiTConfig)
+    return _assembled(dit_of, network.config, network, dtype, device)
 
 
 def assemble_controlnet(place: Place, dtype: str, device: torch.device = CPU) -> ControlNet:

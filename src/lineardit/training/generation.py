@@ -21,7 +21,7 @@ from lineardit.diffusion.randomness import seeded_noise
 from lineardit.diffusion.samplers import euler
 from lineardit.diffusion.states import State
 from lineardit.diffusion.times import flow_times
-from lineardit.errors import ConfigError
+from lineardit.errors import ConfigError, check_multiple
 from lineardit.interop.bundled import folder_named
 from lineardit.interop.export import LiveText
 from lineardit.interop.native import (
@@ -181,6 +181,7 @@ def train_transformer(run: PoolRun, folder: Path, *, resume: bool, device: torch
 
     Raises:
         ConfigError: the transformer does not fit the autoencoder or the text encoder, or a batch the pool.
+        ShapeError: scenes are no whole number of tokens wide.
         CheckpointError: the transformer to start from has another shape.
     """
     autoencoder = load_autoencoder(folder_named(run.autoencoder)).to(device).eval().requires_grad_(False)
@@ -264,6 +265,8 @@ def _check_fit(run: PoolRun, autoencoder: Autoencoder, text_encoder: TextEncoder
             f"model.text_width={model.text_width}, but {run.text_encoder} gives {text_encoder.width}. "
             f"Use model.text_width={text_encoder.width}."
         )
+    unit = autoencoder.config.stride * model.patch_size
+    check_multiple("scenes.size", run.scenes.size, unit, f"{unit}, the pixels per token")
     if run.train.batch_size > pooled:
         raise ConfigError(
             f"train.batch_size={run.train.batch_size} is more than the {pooled} scenes of the pool. "
