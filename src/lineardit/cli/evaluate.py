@@ -102,7 +102,7 @@ def evaluate(
         float | None, typer.Option(help="How closely to follow the prompt; the model's own unless given.")
     ] = None,
     sampler: Annotated[
-        str | None, typer.Option(help="dpm++, euler, heun or scm; the model's own unless given.")
+        str | None, typer.Option(help="dpm++, euler, heun, scm, ddim or ddpm; the model's own unless given.")
     ] = None,
     guidance_interval: GuidanceInterval = "0,1",
     step_cache: StepCache = 0.0,
