@@ -10,6 +10,7 @@ import torch
 from lineardit.autoencoder.model import Autoencoder
 from lineardit.config.models import AutoencoderConfig, TransformerConfig
 from lineardit.interop.memory import decoder_bytes, encoder_bytes, transformer_bytes
+from lineardit.kernels import native
 from lineardit.kernels.live import peak_bytes
 from lineardit.transformer.controlnet import ControlNet
 from lineardit.transformer.model import Transformer
@@ -47,6 +48,23 @@ def test_of_a_velocity(patch_size: int) -> None:
     assert 0.85 < (transformer_bytes(config, 24, 32, torch.float32) - prompts) / counted < 1.15
 
 
+@pytest.mark.parametrize("passes", ["torch", "auto"])
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_without_numbers_tensors_take_what_they_take_with_them(passes: str, shuffled: bool) -> None:
+    """Layouts too: a copy that a CPU makes or does not make changes what is told."""
+    config = SMALL if shuffled else SMALL.model_copy(update={"downsample": "conv", "upsample": "interpolate"})
+    there = Autoencoder(config).eval()
+    with torch.device("meta"):
+        nowhere = Autoencoder(config).to("meta").eval()
+
+    def taken(network: Autoencoder, device: str) -> list[int]:
+        images, latents = (torch.zeros(shape, device=device) for shape in ((1, 3, 32, 40), (1, 4, 16, 20)))
+        return [peak_bytes(lambda: network.encode(images)), peak_bytes(lambda: network.decode(latents))]
+
+    with native.using(passes):
+        assert taken(nowhere, "meta") == taken(there, "cpu")
+
+
 @pytest.mark.parametrize("block", ["residual", "efficientvit"])
 def test_of_decoding_and_encoding(block: str) -> None:
     stages = [{"width": 16, "depth": 2, "block": block}, {"width": 32, "depth": 1}]
@@ -70,10 +88,10 @@ def test_bands_of_a_velocity_take_less_the_lower_they_are() -> None:
     config = TransformerConfig(
         latent_channels=4, depth=5, width=64, head_dim=16, cross_head_dim=16, text_width=8
     )
-    told = [transformer_bytes(config, 96, 32, torch.float32, rows=rows) for rows in (1, 8, 32, 96)]
-    assert told == sorted(told) and told[-1] == transformer_bytes(config, 96, 32, torch.float32)
+    told = [transformer_bytes(config, 48, 16, torch.float32, rows=rows) for rows in (1, 8, 16, 48)]
+    assert told == sorted(told) and told[-1] == transformer_bytes(config, 48, 16, torch.float32)
     network = Transformer(config).eval()
-    latents, read = torch.randn(2, 4, 96, 32), network.read(torch.randn(2, 3, 8))
+    latents, read = torch.randn(2, 4, 48, 16), network.read(torch.randn(2, 3, 8))
     counted = peak_bytes(lambda: network(latents, torch.tensor([0.5, 0.5]), read, rows=8))
     prompts = 2 * 2 * 300 * 64 * 4 * 5
     assert 0.85 < (told[1] - prompts) / counted < 1.15
@@ -85,14 +103,14 @@ def test_a_controlnet_is_counted_with_all_that_it_adds() -> None:
     )
     network = Transformer(config).eval()
     controlnet = ControlNet.beside(network, 7).eval()
-    latents, times, text = torch.randn(2, 4, 48, 32), torch.tensor([0.5, 0.5]), torch.randn(2, 3, 8)
+    latents, times, text = torch.randn(2, 4, 24, 16), torch.tensor([0.5, 0.5]), torch.randn(2, 3, 8)
     read = network.read(text)
 
     def run() -> None:
         residuals = controlnet(latents, times, text, latents.clone(), rows=4)
         network(latents, times, read, residuals=residuals, rows=4)
 
-    told = transformer_bytes(config, 48, 32, torch.float32, rows=4, control=controlnet.config)
+    told = transformer_bytes(config, 24, 16, torch.float32, rows=4, control=controlnet.config)
     assert 0.85 < (told - 2 * 2 * 300 * 64 * 4 * 9) / peak_bytes(run) < 1.15
 
 

@@ -9,6 +9,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+_KEEPS_LAYOUT = (
+    "aten::convolution",
+    "mkldnn::_convolution_pointwise",
+    "aten::pixel_shuffle",
+    "aten::pixel_unshuffle",
+)
+
 B = TypeVar("B")
 
 
@@ -45,7 +52,7 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         before = {_storage(each) for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor)}
-        out = func(*args, **(kwargs or {}))
+        out = _by_pixel(func, args, func(*args, **(kwargs or {})))
         for each in tree_leaves(out):
             if isinstance(each, Tensor) and (key := _storage(each)) not in self._known | before:
                 storage = each.untyped_storage()
@@ -58,6 +65,16 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _freed(self, key: int, count: int) -> None:
         self._known.discard(key)
         self._now -= count
+
+
+def _by_pixel(func: Any, args: tuple[Any, ...], out: Any) -> Any:
+    """A result in the layout of the input, as a CPU keeps it and tensors without numbers forget it."""
+    if func.name().partition(".")[0] not in _KEEPS_LAYOUT or not out.is_meta:
+        return out
+    if not args[0].is_contiguous(memory_format=torch.channels_last):
+        return out
+    _, channels, height, width = out.shape
+    return out.as_strided(out.shape, (channels * height * width, 1, channels * width, channels))
 
 
 def _storage(x: Tensor) -> int:
