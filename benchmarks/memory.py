@@ -44,13 +44,14 @@ from lineardit.autoencoder.bands import decode_in_bands
 from lineardit.autoencoder.model import Autoencoder
 from lineardit.config.presets import AUTOENCODERS
 from lineardit.kernels import native
-from lineardit.kernels.allocator import resident_bytes
+from lineardit.kernels.allocator import resident_bytes, return_freed_memory
 from lineardit.kernels.select import DTYPES
 from lineardit.pipeline.memory import MemoryBound
 preset, pixels, allowed, dtype, threads = arguments
 if threads:
     torch.set_num_threads(threads)
 native.use("auto")
+return_freed_memory()
 config, floats = AUTOENCODERS[preset], DTYPES[dtype]
 with torch.device("meta"):
     network = Autoencoder(config).to(floats).eval()

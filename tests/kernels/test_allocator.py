@@ -21,6 +21,36 @@ print(faults(25_000_000, 20_000_000))
 """
 
 
+RETURNED = """
+import torch
+from lineardit.kernels.allocator import resident_bytes, return_freed_memory
+if {returned}:
+    assert return_freed_memory().name == "returned"
+before = resident_bytes()
+torch.ones(6_000_000)  # from now on glibc takes blocks of up to 24 MB from its heap
+blocks = [torch.ones(4_000_000) for _ in range(10)]
+last = [bytes(50_000) for _ in range(20)]  # on top of them
+del blocks
+print(resident_bytes() - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mallopt is glibc's")
+def test_returned_blocks_leave_no_gaps() -> None:
+    returned, left_alone = (
+        int(
+            subprocess.run(
+                [sys.executable, "-c", RETURNED.format(returned=returned)],
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout
+        )
+        for returned in (True, False)
+    )
+    assert returned < 20_000_000 < 100_000_000 < left_alone
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mallopt is glibc's")
 def test_kept_blocks_cost_no_fresh_pages() -> None:
     kept, returned = (

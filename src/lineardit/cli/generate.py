@@ -119,7 +119,7 @@ def generate(
     from lineardit.data.picture_files import read_picture
     from lineardit.interop.lora import read_lora
     from lineardit.kernels import native
-    from lineardit.kernels.allocator import keep_freed_memory
+    from lineardit.kernels.allocator import keep_freed_memory, return_freed_memory
     from lineardit.pipeline import Pipeline
 
     for source, _ in weighted:
@@ -127,6 +127,8 @@ def generate(
     native.use(kernels)
     if keep_freed and bound is None:
         keep_freed_memory()
+    else:
+        return_freed_memory()
     control = None if control_image is None else [read_picture(control_image)]
     pipe = Pipeline.from_pretrained(
         model, autoencoder=autoencoder, text_encoder=text_encoder, device=device, dtype=dtype

@@ -3,13 +3,14 @@
 import ctypes
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from lineardit.kernels.select import Choice
 
 # Names of glibc's malloc.h, see mallopt(3).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_NEVER, _MAPPED = 2**31 - 1, 2**30
+_NEVER, _MAPPED, _RETURNED = 2**31 - 1, 2**30, 2**20
 
 
 def keep_freed_memory() -> Choice:
@@ -20,15 +21,31 @@ def keep_freed_memory() -> Choice:
     whatever is bound by memory. Kept blocks of up to a gigabyte are used again; the process holds its peak
     until it ends. This is for processes that draw, not for a library to decide.
     """
+    if _told({_TRIM_THRESHOLD: _NEVER, _MMAP_THRESHOLD: _MAPPED}):
+        return Choice("kept", "glibc keeps what is freed: fresh pages cost up to half of a pass over memory")
+    return Choice("returned", "this C library has no mallopt, or it refused")
+
+
+def return_freed_memory() -> Choice:
+    """Let glibc give blocks of a megabyte and more back to the system as soon as they are freed.
+
+    Left alone it keeps blocks of up to 32 MB in one heap, where they leave gaps: a process then holds up to
+    twice what its tensors take. This is for processes that draw within a bound.
+    """
+    if _told({_TRIM_THRESHOLD: _RETURNED, _MMAP_THRESHOLD: _RETURNED}):
+        return Choice("returned", "glibc gives back at once what is freed")
+    return Choice("left alone", "this C library has no mallopt, or it refused")
+
+
+def _told(options: Mapping[int, int]) -> bool:
+    """Whether the C library took all of them."""
     if not sys.platform.startswith("linux"):
-        return Choice("returned", f"{sys.platform} has no mallopt")
+        return False
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:
-        return Choice("returned", "this C library has no mallopt")
-    if mallopt(_TRIM_THRESHOLD, _NEVER) and mallopt(_MMAP_THRESHOLD, _MAPPED):
-        return Choice("kept", "glibc keeps what is freed: fresh pages cost up to half of a pass over memory")
-    return Choice("returned", "mallopt refused")
+        return False
+    return all(mallopt(option, value) for option, value in options.items())
 
 
 def resident_bytes(name: str = "VmRSS") -> int | None:

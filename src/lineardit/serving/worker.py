@@ -36,7 +36,7 @@ from lineardit.data.pictures import to_picture
 from lineardit.diffusion.states import State
 from lineardit.errors import LineardiTError, NotFiniteError
 from lineardit.kernels import native
-from lineardit.kernels.allocator import keep_freed_memory
+from lineardit.kernels.allocator import keep_freed_memory, return_freed_memory
 from lineardit.pipeline import Pipeline, Settings
 from lineardit.serving.frames import Frame, FrameError, pack, read_frame
 from lineardit.serving.preview import Colours
@@ -227,6 +227,8 @@ def loaded(order: Mapping[str, Any]) -> dict[str, Pipeline]:
         native.use(order["kernels"])
         if order["keep_freed"] and memory is None:
             keep_freed_memory()
+        else:
+            return_freed_memory()
     for pipe in pipes.values():
         if order["quantize"] is not None:
             pipe.quantize()
