@@ -6,6 +6,7 @@ import torch
 from einops import rearrange
 from jaxtyping import Float, Int, Real
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 from torch.nn import functional
 
 from lineardit.config.dit import DiTConfig, DiTOptions, LinearDiTConfig, SoftmaxDiTConfig
@@ -128,7 +129,7 @@ class DiT(nn.Module):
 
         Without `class_labels`, and where a label is `num_classes`, the null class, it is unconditional.
         A compiled model does not look at the values of timesteps and labels: that would stall the device. On
-        the meta device there are none.
+        the meta device, and where only shapes are followed, there are none.
 
         Raises:
             ShapeError: another number of axes, of numbers per token, or of timesteps; a side that
@@ -226,7 +227,7 @@ class DiT(nn.Module):
             raise InputError(
                 f"class_labels are {class_labels.dtype}. Give whole numbers from 0 to {classes}."
             )
-        if torch.compiler.is_compiling() or timestep.is_meta:
+        if torch.compiler.is_compiling() or timestep.is_meta or is_fake(timestep):
             return
         _check_range("timestep", timestep, config.num_steps)
         if class_labels is not None:
@@ -261,6 +262,11 @@ class SoftmaxDiT(DiT):
     def build_dit_block(hidden_size: int = 512, num_heads: int = 8, mlp_ratio: float = 4.0) -> DiTBlock:
         """One block: called with tokens [B, N, C] and condition [B, C], it starts as the identity."""
         return DiTBlock.of_size(SoftmaxDiTConfig, hidden_size, num_heads, mlp_ratio)
+
+
+def dit_of(config: DiTConfig) -> DiT:
+    """The network of a configuration, with fresh weights."""
+    return LinearDiT(config) if isinstance(config, LinearDiTConfig) else SoftmaxDiT(config)
 
 
 def _check_image(image: Tensor, config: DiTConfig) -> None:
