@@ -101,7 +101,7 @@ def transformer_memory(
     activations = math.ceil(few + further * (more - few))
     with torch.device("meta"):
         model = denoiser_of(config)
-    return _memory(model, optimizer, max(activations, more if config.depth > fewer[0] else few))
+    return _memory(model, optimizer, max(activations, more if config.depth > fewer[0] else few), device)
 
 
 def autoencoder_memory(
@@ -127,7 +127,7 @@ def autoencoder_memory(
     activations = _activations(step, dtype, checkpointed, device)
     with torch.device("meta"):
         model = Autoencoder(config)
-    return _memory(model, optimizer, activations)
+    return _memory(model, optimizer, activations, device)
 
 
 def largest_block(model: nn.Module) -> int:
@@ -164,11 +164,11 @@ def moment_bytes(model: nn.Module, optimizer: OptimizerConfig) -> int:
     return sum(of(name, parameter) for name, parameter in trained.items())
 
 
-def _memory(model: nn.Module, optimizer: OptimizerConfig, activations: int) -> TrainingMemory:
+def _memory(model: nn.Module, optimizer: OptimizerConfig, activations: int, device: str) -> TrainingMemory:
     weights = FLOAT * sum(parameter.numel() for parameter in model.parameters())
     gradients = FLOAT * sum(p.numel() for p in model.parameters() if p.requires_grad)
-    # While AdamW updates, the activations are gone, and the roots of all second moments are there.
-    updating = gradients if optimizer.optimizer in ("adamw", "muon") else 0
+    # While AdamW updates, the activations are gone, and on a GPU the roots of all second moments are there.
+    updating = gradients if optimizer.optimizer in ("adamw", "muon") and device != "cpu" else 0
     return TrainingMemory(
         weights, gradients, moment_bytes(model, optimizer), weights, max(activations, updating)
     )
