@@ -7,8 +7,8 @@ learns is what it has to go on making of them.
     lineardit prepare runs/new-glyph/pictures -o runs/new-glyph/prepared
     lineardit train recipes/new-glyph.toml
     python benchmarks/new_glyph.py compare runs/new-glyph/model -o runs/new-glyph/compared.json
-    lineardit evaluate scenes -o runs/new-glyph/without
-    lineardit evaluate scenes -o runs/new-glyph/with --lora runs/new-glyph/model
+    lineardit evaluate scenes --count 400 -o runs/new-glyph/without
+    lineardit evaluate scenes --count 400 -o runs/new-glyph/with --lora runs/new-glyph/model
 
 The object is on the curated list, beyond the 104 that the bundled model was trained on. The two scores of
 scenes tell whether the others were forgotten.
