@@ -1,21 +1,38 @@
 """What a training step takes is predicted from shapes, and is what torch's allocator is asked for."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 
+from lineardit.config.classes import ClassNetwork, ClassRun
+from lineardit.config.detector import DetectorRun
+from lineardit.config.finetune import FinetuneRun
 from lineardit.config.models import AutoencoderConfig, TransformerConfig
-from lineardit.config.runs import AutoencoderRun, LoopConfig, OptimizerConfig, TransformerRun
+from lineardit.config.reconstruction import AdversarialConfig, ReconstructionConfig
+from lineardit.config.runs import AutoencoderRun, LoopConfig, OptimizerConfig, TextRun, TransformerRun
+from lineardit.config.scenes import SceneConfig
 from lineardit.errors import ConfigError, InputError
-from lineardit.training.memory import FLOAT, TrainingMemory, largest_block, moment_bytes, transformer_memory
+from lineardit.training.adapter import fresh_adapter
+from lineardit.training.adversarial import PatchDiscriminator
+from lineardit.training.memory import (
+    FLOAT,
+    TrainingMemory,
+    dit_memory,
+    largest_block,
+    moment_bytes,
+    transformer_memory,
+)
 from lineardit.training.optimizer import build_optimizers
 from lineardit.training.optimizer_state import moments
 from lineardit.training.parallel import checkpoint_blocks
 from lineardit.training.plan import plan
+from lineardit.transformer.dit import DiT, LinearDiT, SoftmaxDiT
 from lineardit.transformer.model import Transformer
 
 CONFIG = TransformerConfig(
@@ -25,20 +42,16 @@ STAGES = [{"width": 8, "depth": 0}, {"width": 8, "depth": 1}, {"width": 16, "dep
 AUTOENCODER = AutoencoderConfig(latent_channels=4, encoder=STAGES, decoder=STAGES)
 
 
-def allocated(config: TransformerConfig, dtype: str, checkpointed: bool) -> int:
+def allocated(model: nn.Module, loss: Callable[[], Tensor], dtype: str, checkpointed: bool) -> int:
     """Peak of torch's own CPU allocator in a forward and backward pass, less the gradients that are left."""
-    model = Transformer(config)
     if checkpointed:
         checkpoint_blocks(model)
     cast = torch.autocast("cpu", torch.bfloat16) if dtype == "bf16" else nullcontext()
     cpu = [ProfilerActivity.CPU]
     with profile(activities=cpu, profile_memory=True) as measured, sdpa_kernel(SDPBackend.MATH):
         with cast:
-            latents = torch.randn(3, 4, 16, 16)
-            mask = torch.ones(3, 20, dtype=torch.bool)
-            velocity = model(latents, torch.rand(3), torch.randn(3, 20, 24), mask)
-            loss = (velocity.float() - torch.randn_like(latents)).square().mean()
-        torch.autograd.backward(loss)
+            value = loss()
+        torch.autograd.backward(value)
     assert measured.profiler is not None and measured.profiler.kineto_results is not None
     events = measured.profiler.kineto_results.events()
     changes = sorted((each.start_ns(), each.nbytes()) for each in events if each.name() == "[memory]")
@@ -46,7 +59,14 @@ def allocated(config: TransformerConfig, dtype: str, checkpointed: bool) -> int:
     for _, change in changes:
         now += change
         peak = max(peak, now)
-    return peak - FLOAT * sum(parameter.numel() for parameter in model.parameters())
+    return peak - FLOAT * sum(each.numel() for each in model.parameters() if each.requires_grad)
+
+
+def velocity_loss(model: nn.Module) -> Tensor:
+    latents = torch.randn(3, 4, 16, 16)
+    mask = torch.ones(3, 20, dtype=torch.bool)
+    velocity = model(latents, torch.rand(3), torch.randn(3, 20, 24), mask)
+    return (velocity.float() - torch.randn_like(latents)).square().mean()
 
 
 @pytest.mark.filterwarnings("ignore:.*Profiler clears events")  # torch 2.11, of a profile of one cycle
@@ -65,8 +85,48 @@ def test_the_prediction_is_what_the_allocator_measures(dtype: str, checkpointed:
         device="cpu",
         prompt_tokens=20,
     )
-    assert predicted.working == pytest.approx(allocated(config, dtype, checkpointed), rel=0.03)
-    assert predicted.weights == FLOAT * sum(p.numel() for p in Transformer(config).parameters())
+    model = Transformer(config)
+    measured = allocated(model, lambda: velocity_loss(model), dtype, checkpointed)
+    assert predicted.working == pytest.approx(measured, rel=0.03)
+    assert predicted.weights == FLOAT * sum(each.numel() for each in model.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:.*Profiler clears events")
+@pytest.mark.parametrize("kind", [LinearDiT, SoftmaxDiT])
+def test_so_it_is_of_class_conditional_networks(kind: type[DiT]) -> None:
+    config = kind.config_type(input_dim=16, hidden_size=48, num_layers=4, num_heads=3, num_classes=5)
+    came = OptimizerConfig(optimizer="came")
+    predicted = dit_memory(config, came, 3, 16, 16, dtype="bf16", device="cpu")
+    model = kind(config)
+
+    def loss() -> Tensor:
+        latents = torch.randn(3, 4, 16, 16)
+        noise = model(latents, torch.tensor([1, 2, 3]), torch.tensor([0, 4, 5]))
+        return (noise.float() - torch.randn_like(latents)).square().mean()
+
+    assert predicted.working == pytest.approx(allocated(model, loss, "bf16", False), rel=0.03)
+    assert predicted.weights == FLOAT * sum(each.numel() for each in model.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:.*Profiler clears events")
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_so_it_is_of_a_lora_beside_a_transformer(method: str) -> None:
+    run = FinetuneRun(data=Path("d"), method=method, train=LoopConfig(steps=1, batch_size=3))
+
+    def learner(model: nn.Module) -> nn.Module:
+        assert isinstance(model, Transformer)
+        return fresh_adapter(run, model)
+
+    config = CONFIG.model_copy(update={"depth": 4})
+    predicted = transformer_memory(
+        config, run.train, 3, 16, 16, dtype="fp32", device="cpu", prompt_tokens=20, learner=learner
+    )
+    model = learner(Transformer(config))
+    measured = allocated(model, lambda: velocity_loss(model), "fp32", False)
+    assert predicted.working == pytest.approx(measured, rel=0.03)
+    own = sum(each.numel() for each in model.parameters())
+    assert predicted.weights == predicted.average == predicted.gradients == FLOAT * own
+    assert predicted.beside == FLOAT * sum(each.numel() for each in Transformer(config).parameters())
 
 
 @pytest.mark.parametrize("name", ["adamw", "came", "muon"])
@@ -118,6 +178,32 @@ def test_a_plan_divides_batch_and_state() -> None:
     assert shared.memory.weights == alone.memory.weights / 2 and shared.memory.gathered > 0
     pictures = AutoencoderRun(model=AUTOENCODER, train=LoopConfig(steps=1, batch_size=2), crop=32)
     assert plan(pictures, 1, 2).memory.working > 0
+
+
+def test_every_kind_of_recipe_has_a_plan_or_says_why_not(tiny_model: Path, tmp_path: Path) -> None:
+    loop = LoopConfig(steps=1, batch_size=4)
+    scenes = SceneConfig(size=32, objects=5, max_objects=1, placement_step=4)
+    network = ClassNetwork(hidden_size=16, num_layers=1, num_heads=2)
+    classes = plan(ClassRun(autoencoder=tiny_model, model=network, scenes=scenes, train=loop), 1, 2)
+    assert classes.rows == 2 and classes.parameters == LinearDiT.param_count(
+        16, hidden_size=16, num_layers=1, num_heads=2, num_classes=5
+    )
+    tuned = {
+        method: plan(FinetuneRun(base=str(tiny_model), data=tmp_path, method=method, train=loop), 1, 1)
+        for method in ("full", "lora")
+    }
+    assert tuned["lora"].parameters < tuned["full"].parameters
+    # A LoRA leaves all that the whole transformer's weights take beside it, with the encoders.
+    weights = tuned["full"].memory.weights
+    assert tuned["lora"].memory.beside == tuned["full"].memory.beside + weights
+    judged = ReconstructionConfig(perceptual=0, adversarial=AdversarialConfig(weight=0.5, width=8, depth=1))
+    rival = plan(AutoencoderRun(model=AUTOENCODER, train=loop, crop=32, loss=judged), 1, 1).memory
+    # Weights, gradients and two moments of the second player.
+    states = 4 * FLOAT * sum(each.numel() for each in PatchDiscriminator(8, 1).parameters())
+    assert rival.beside == pytest.approx(states, abs=64)
+    for run in (TextRun(start=tmp_path, train=loop), DetectorRun(train=loop)):
+        with pytest.raises(InputError, match=f'kind="{run.kind}" trains a small network that fits any mach'):
+            plan(run, 1, 1)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 BANDS = 16
-"""In how many bands decoding is counted beside decoding at once; `--memory` takes as many as it needs."""
+"""In how many bands drawing is counted beside drawing at once; `--memory` takes as many as it needs."""
 
 
 def info(
@@ -43,7 +43,9 @@ def info(
     ] = False,
     train: Annotated[
         bool,
-        typer.Option("--train", help="Tell what training takes; the target is a preset such as sana-0.6b."),
+        typer.Option(
+            "--train", help="Tell what training takes; the target is a model or a preset such as sana-0.6b."
+        ),
     ] = False,
     batch: Annotated[
         int | None, typer.Option(help="Pictures per GPU, with --train.", show_default=False)
@@ -273,7 +275,10 @@ def _memory_facts(place: "Place", height: int | None, width: int | None, dtype: 
     native.use("auto" if native.outlook().name == "native" else "torch")
     denoising = transformer_bytes(transformer, height // stride, width // stride, floats, twice)
     decoding = decoder_bytes(autoencoder, height, width, floats)
-    banded = decoder_bytes(autoencoder, height, width, floats, -(-height // stride // BANDS))
+    latent_rows, token_rows = (-(-height // pixels // BANDS) for pixels in (stride, unit))
+    banded = decoder_bytes(autoencoder, height, width, floats, latent_rows)
+    sides = height // stride, width // stride
+    steps_banded = transformer_bytes(transformer, *sides, floats, twice, rows=token_rows)
     # What Python and its libraries hold: what this process does by now.
     program = resident_bytes() or 0
     text = getattr(place.text, "size_bytes", 0)
@@ -284,10 +289,11 @@ def _memory_facts(place: "Place", height: int | None, width: int | None, dtype: 
         "weights_bytes": weights,
         "text_encoder_bytes": text,
         "denoising_bytes": denoising,
+        "denoising_in_bands_bytes": steps_banded,
         "decoding_bytes": decoding,
         "decoding_in_bands_bytes": banded,
         "together_bytes": program + weights + text + max(denoising, decoding),
-        "together_in_bands_bytes": program + weights + text + max(denoising, banded),
+        "together_in_bands_bytes": program + weights + text + max(steps_banded, banded),
     }
 
 

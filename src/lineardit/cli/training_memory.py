@@ -1,11 +1,12 @@
-"""Tables of what training needs: `lineardit train --plan` and `lineardit info PRESET --train`."""
+"""Tables of what training needs: `lineardit train --plan` and `lineardit info TARGET --train`."""
 
 from typing import Any
 
-from lineardit.config.article import ARTICLES, ArticleAutoencoderConfig, ArticleConfig
+from lineardit.config.article import ArticleAutoencoderConfig, ArticleConfig
+from lineardit.config.dit import DITS, DiTConfig, LinearDiTConfig, SoftmaxDiTConfig
 from lineardit.config.files import Recipe
-from lineardit.config.models import AutoencoderConfig, TransformerConfig
-from lineardit.config.runs import OptimizerConfig, PoolRun, ReconstructionRun
+from lineardit.config.models import AutoencoderConfig, Config, LatentsConfig, TransformerConfig
+from lineardit.config.runs import OptimizerConfig
 from lineardit.errors import InputError
 
 GPUS = (12, 16, 24, 40, 48, 80, 96, 141, 192)
@@ -14,6 +15,10 @@ CONTEXT = 500_000_000
 """Bytes of a GPU that CUDA itself takes."""
 BATCHES = (1, 4, 16)
 """Pictures per GPU that `info --train` tells about unless one number is asked for."""
+STRIDE = 32
+"""Pixels per latent of the autoencoders that SANA was published with."""
+STRIDES = {LinearDiTConfig: 8, SoftmaxDiTConfig: 8}
+"""The same of others: DiT was published with the autoencoder of Stable Diffusion."""
 
 
 def print_plan(run: Recipe, nodes: int, gpus: int) -> None:
@@ -22,7 +27,7 @@ def print_plan(run: Recipe, nodes: int, gpus: int) -> None:
 
     from lineardit.training.plan import plan
 
-    made = plan(run, nodes, gpus, _autoencoder(run))
+    made = plan(run, nodes, gpus)
     loop = run.train
     copies = made.processes // made.within
     holds = "the whole state" if made.within == 1 else f"1/{made.within} of every tensor"
@@ -40,25 +45,22 @@ def print_plan(run: Recipe, nodes: int, gpus: int) -> None:
         console.print(line, highlight=False, soft_wrap=True)
     console.print(_table("", [("per GPU", made.memory)]))
     smallest = next((size for size in GPUS if made.memory.total + CONTEXT < size * 1e9), None)
+    if not made.memory.beside:
+        console.print("the networks that encode what is learned from are not counted", highlight=False)
     fits = f"fits a GPU of {smallest} GB" if smallest else "fits no GPU: shard, or compute activations again"
     console.print(f"{fits}, CUDA's own {CONTEXT / 1e9} GB included", highlight=False)
 
 
 def print_training_memory(
-    preset: str, batch: int | None, height: int | None, width: int | None, dtype: str
+    target: str, batch: int | None, height: int | None, width: int | None, dtype: str
 ) -> None:
-    """What a training step of a published transformer takes on one GPU."""
+    """What a training step of a preset, or of the network in a place, takes on one GPU."""
     from rich.console import Console
 
-    from lineardit.config.presets import TRANSFORMERS, named
     from lineardit.errors import check_multiple
-    from lineardit.training.memory import transformer_memory
 
-    presets: dict[str, TransformerConfig | ArticleConfig] = {**TRANSFORMERS, **ARTICLES}
-    config = named(preset, presets, "transformer")
-    stride = 32  # of the autoencoder that all of them were published with
-    unit = stride * config.patch_size
-    size = config.position_base * unit
+    config, stride, size = _trained(target)
+    unit = stride * int(getattr(config, "patch_size", 1))
     height, width = height or size, width or size
     for name, side in (("height", height), ("width", width)):
         check_multiple(name, side, unit, f"{unit}, the pixels per token")
@@ -69,13 +71,14 @@ def print_training_memory(
     for count in (batch,) if batch else BATCHES:
         for optimizer, again in (("adamw", False), ("adamw", True), ("came", True)):
             settings = OptimizerConfig.model_validate({"optimizer": optimizer})
-            sides = (height // stride, width // stride)
-            memory = transformer_memory(config, settings, count, *sides, dtype=floats, checkpointed=again)
+            memory = _memory(config, settings, count, height, width, stride, floats, again)
             rows.append((f"{count}, {optimizer}{', again' if again else ''}", memory))
+    encodes = isinstance(config, LatentsConfig)
+    beside = "" if encodes else "the text encoder, the autoencoder and "
     console = Console()
     console.print(
-        f"{preset}, one training step at {height} x {width} pixels in {floats} on one GPU, beside the text "
-        f"encoder, the autoencoder and CUDA's own {CONTEXT / 1e9} GB",
+        f"{target}, one training step at {height} x {width} pixels in {floats} on one GPU, beside {beside}"
+        f"CUDA's own {CONTEXT / 1e9} GB",
         highlight=False,
         soft_wrap=True,
     )
@@ -83,18 +86,59 @@ def print_training_memory(
     console.print("again: checkpoint_activations, blocks are computed again on the way back", highlight=False)
 
 
-def _autoencoder(run: Recipe) -> AutoencoderConfig | ArticleAutoencoderConfig | None:
-    """The configuration of the autoencoder that a recipe names, if it names one."""
-    place = run.autoencoder if isinstance(run, PoolRun) else getattr(run, "start", None)
-    if place is None or (isinstance(run, ReconstructionRun) and run.model is not None):
-        return None
-    from lineardit.interop.bundled import folder_named
+def _trained(target: str) -> tuple[Config, int, int]:
+    """The shape of a preset, or of what trains in a place; its pixels per latent, and pixels per side."""
+    from pathlib import Path
+
+    from lineardit.config.presets import PRESETS, named
+
+    known: dict[str, Config] = {**PRESETS, **DITS}
+    if target in known or not (Path(target).exists() or "/" in target):
+        config = named(target, known, "network")
+        stride = config.stride if isinstance(config, LatentsConfig) else STRIDES.get(type(config), STRIDE)
+        return config, stride, _size(config, stride)
     from lineardit.interop.places import open_place
 
-    network = open_place(str(folder_named(place))).networks.get("autoencoder")
-    if network is None or not isinstance(network.config, AutoencoderConfig | ArticleAutoencoderConfig):
-        raise InputError(f"{place} holds no autoencoder, of which the plan needs the shape.")
-    return network.config
+    place = open_place(target)
+    configs = {name: network.config for name, network in place.networks.items()}
+    autoencoder = configs.get("autoencoder")
+    stride = autoencoder.stride if isinstance(autoencoder, LatentsConfig) else STRIDE
+    found = configs.get("transformer", autoencoder)
+    if found is None:
+        raise InputError(f"{target} holds no transformer and no autoencoder, which are what is trained here.")
+    return found, stride, int(place.sampling.get("size", _size(found, stride)))
+
+
+def _size(config: Config, stride: int) -> int:
+    """Pixels per side that a network was made for; 256 where it does not say."""
+    if isinstance(config, TransformerConfig | ArticleConfig):
+        return config.position_base * config.patch_size * stride
+    return 256
+
+
+def _memory(
+    config: Config,
+    settings: OptimizerConfig,
+    count: int,
+    height: int,
+    width: int,
+    stride: int,
+    floats: str,
+    again: bool,
+) -> Any:
+    from lineardit.training.memory import autoencoder_memory, dit_memory, transformer_memory
+
+    latents = height // stride, width // stride
+    match config:
+        case TransformerConfig() | ArticleConfig():
+            return transformer_memory(config, settings, count, *latents, dtype=floats, checkpointed=again)
+        case DiTConfig():
+            return dit_memory(config, settings, count, *latents, dtype=floats, checkpointed=again)
+        case AutoencoderConfig() | ArticleAutoencoderConfig():
+            return autoencoder_memory(
+                config, settings, count, height, width, dtype=floats, checkpointed=again
+            )
+    raise InputError(f"what training a {type(config).__name__} takes is not counted.")
 
 
 def _table(label: str, rows: list[tuple[str, Any]]) -> Any:

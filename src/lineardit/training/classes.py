@@ -30,7 +30,7 @@ from lineardit.training.pool import pool_latents
 from lineardit.training.prefetch import Prefetch
 from lineardit.training.probe import check_same, probe
 from lineardit.training.shares import Share
-from lineardit.transformer.dit import DiT, LinearDiT, SoftmaxDiT
+from lineardit.transformer.dit import DiT, dit_of
 
 SHOWN = 8
 """Classes that are drawn during training where the recipe names none."""
@@ -186,8 +186,7 @@ def train_classes(run: ClassRun, folder: Path, *, resume: bool, device: torch.de
     autoencoder = assemble_autoencoder(place, "fp32").to(device).requires_grad_(False)
     data = _prepared(run, autoencoder) if run.data is not None else _scenes(run, folder, autoencoder)
     torch.manual_seed(int(torch.randint(2**31, (), generator=step_generator(run.train.seed, 0, "weights"))))
-    shape = run.model.shape(autoencoder.config.latent_channels, len(data.classes))
-    model = (LinearDiT if run.model.attention == "linear" else SoftmaxDiT)(shape).to(device)
+    model = dit_of(run.model.shape(autoencoder.config.latent_channels, len(data.classes))).to(device)
     if run.start is not None:
         load_strict(model, only(run.start, "transformer").tensors, run.start)
     task = ClassTask(run, model, autoencoder, data)

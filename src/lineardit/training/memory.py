@@ -8,7 +8,7 @@ of their own, allocators that leave gaps, and the CUDA context (about 0.5 GB) co
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -21,12 +21,16 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
 from lineardit.autoencoder.model import AnyAutoencoderConfig, Autoencoder
+from lineardit.config.dit import DiTConfig
 from lineardit.config.models import TransformerConfig
+from lineardit.config.reconstruction import Learns
 from lineardit.config.runs import OptimizerConfig
 from lineardit.kernels.select import DTYPES
 from lineardit.training.optimizer import block_matrices
 from lineardit.training.parallel import blocks_of, checkpoint_blocks
+from lineardit.training.reconstruction import learn_only
 from lineardit.transformer.denoiser import DenoiserConfig, denoiser_of
+from lineardit.transformer.dit import dit_of
 
 PROMPT_TOKENS = 300
 """Of the published models' prompts."""
@@ -50,6 +54,8 @@ class TrainingMemory:
     or what the optimizer computes with, whichever is more."""
     gathered: int = 0
     """Under FSDP: the weights of two blocks and the gradient of one, whole."""
+    beside: int = 0
+    """What lies beside the network that learns: those that encode, and those that it is compared with."""
 
     @property
     def total(self) -> int:
@@ -61,7 +67,7 @@ class TrainingMemory:
         state = (self.weights, self.gradients, self.moments, self.average)
         weights, gradients, moments, average = (-(-each // within) for each in state)
         gathered = 3 * largest_block
-        return TrainingMemory(weights, gradients, moments, average, self.working, gathered)
+        return TrainingMemory(weights, gradients, moments, average, self.working, gathered, self.beside)
 
 
 def transformer_memory(
@@ -75,8 +81,13 @@ def transformer_memory(
     checkpointed: bool = False,
     device: str = "cuda",
     prompt_tokens: int = PROMPT_TOKENS,
+    learner: Callable[[nn.Module], nn.Module] | None = None,
 ) -> TrainingMemory:
-    """Of one step on `batch` latents of (height, width), `device` choosing between attention kernels."""
+    """Of one step on `batch` latents of (height, width), `device` choosing between attention kernels.
+
+    `learner` makes of the transformer what learns instead of it, such as a LoRA; the rest of the transformer
+    then lies beside.
+    """
 
     def step_of(depth: int) -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
         def loss(model: nn.Module) -> Tensor:
@@ -89,7 +100,8 @@ def transformer_memory(
         embedded = isinstance(config, TransformerConfig) and config.guidance_embedding
         guidance = [torch.empty(batch)] if embedded else []
         times = torch.empty(batch) if isinstance(config, TransformerConfig) else torch.zeros(batch).long()
-        return denoiser_of(config.model_copy(update={"depth": depth})), loss
+        model = denoiser_of(config.model_copy(update={"depth": depth}))
+        return (model if learner is None else learner(model)), loss
 
     fewer = (
         _FEW
@@ -99,9 +111,45 @@ def transformer_memory(
     few, more = (_activations(partial(step_of, depth), dtype, checkpointed, device) for depth in fewer)
     further = (config.depth - fewer[0]) / (fewer[1] - fewer[0])
     activations = math.ceil(few + further * (more - few))
-    with torch.device("meta"):
+    activations = max(activations, more if config.depth > fewer[0] else few)
+    with FakeTensorMode():
         model = denoiser_of(config)
-    return _memory(model, optimizer, max(activations, more if config.depth > fewer[0] else few), device)
+        learns = model if learner is None else learner(model)
+        memory = _memory(learns, optimizer, activations, device)
+        own = {id(parameter) for parameter in learns.parameters()}
+        frozen = sum(each.numel() for each in model.parameters() if id(each) not in own)
+    return replace(memory, beside=FLOAT * frozen)
+
+
+def dit_memory(
+    config: DiTConfig,
+    optimizer: OptimizerConfig,
+    batch: int,
+    height: int,
+    width: int,
+    *,
+    dtype: str = "bf16",
+    checkpointed: bool = False,
+    device: str = "cuda",
+) -> TrainingMemory:
+    """Of one step on `batch` latents of (height, width) with their classes."""
+    channels = config.input_dim // config.patch_size**2
+
+    def step_of(depth: int) -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
+        def loss(model: nn.Module) -> Tensor:
+            latents = torch.empty(batch, channels, height, width)
+            labels = None if config.num_classes is None else numbers
+            predicted = model(latents, numbers, labels)[:, :channels]
+            return (predicted.float() - torch.empty_like(latents)).square().mean()
+
+        numbers = torch.zeros(batch, dtype=torch.int64)
+        return dit_of(config.model_copy(update={"num_layers": depth})), loss
+
+    few, more = (_activations(partial(step_of, depth), dtype, checkpointed, device) for depth in _FEW)
+    activations = few + (config.num_layers - _FEW[0]) * (more - few)
+    with torch.device("meta"):
+        model = dit_of(config)
+    return _memory(model, optimizer, max(activations, more if config.num_layers > _FEW[0] else few), device)
 
 
 def autoencoder_memory(
@@ -114,19 +162,29 @@ def autoencoder_memory(
     dtype: str = "bf16",
     checkpointed: bool = False,
     device: str = "cuda",
+    further: Callable[[Tensor, Tensor], Tensor] | None = None,
+    learns: Learns = "all",
 ) -> TrainingMemory:
-    """Of one step on `batch` pictures of (height, width) pixels, with the mean absolute error as its loss."""
+    """Of one step on `batch` pictures of (height, width) pixels, with the mean absolute error as its loss.
+
+    `further` is a loss of (reconstructions, pictures) that is added; `learns` says which part learns.
+    """
 
     def step() -> tuple[nn.Module, Callable[[nn.Module], Tensor]]:
         def loss(model: nn.Module) -> Tensor:
             images = torch.empty(batch, 3, height, width)
-            return (model(images).float() - images).abs().mean()
+            made = model(images).float()
+            value = (made - images).abs().mean()
+            return value if further is None else value + further(made, images)
 
-        return Autoencoder(config), loss
+        model = Autoencoder(config)
+        learn_only(model, learns)
+        return model, loss
 
     activations = _activations(step, dtype, checkpointed, device)
     with torch.device("meta"):
         model = Autoencoder(config)
+        learn_only(model, learns)
     return _memory(model, optimizer, activations, device)
 
 
