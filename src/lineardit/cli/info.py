@@ -43,7 +43,9 @@ def info(
     ] = False,
     train: Annotated[
         bool,
-        typer.Option("--train", help="Tell what training takes; the target is a preset such as sana-0.6b."),
+        typer.Option(
+            "--train", help="Tell what training takes; the target is a model or a preset such as sana-0.6b."
+        ),
     ] = False,
     batch: Annotated[
         int | None, typer.Option(help="Pictures per GPU, with --train.", show_default=False)
