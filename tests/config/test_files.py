@@ -183,7 +183,9 @@ def test_a_run_cannot_be_changed_afterwards() -> None:
         run.train.steps = 3  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("recipe", sorted((Path(__file__).parents[2] / "recipes").glob("*.toml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "recipe", sorted((Path(__file__).parents[2] / "recipes").glob("*.toml")), ids=lambda path: path.stem
+)
 def test_every_recipe_reads_and_its_explanation_reads_back(recipe: Path) -> None:
     run = read_run(recipe)
     assert parse_run(explain(run)) == run
