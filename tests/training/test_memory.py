@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 
+from lineardit.config.article import ArticleConfig
 from lineardit.config.classes import ClassNetwork, ClassRun
 from lineardit.config.detector import DetectorRun
 from lineardit.config.finetune import FinetuneRun
@@ -32,6 +33,7 @@ from lineardit.training.optimizer import build_optimizers
 from lineardit.training.optimizer_state import moments
 from lineardit.training.parallel import checkpoint_blocks
 from lineardit.training.plan import plan
+from lineardit.transformer.article import ArticleSana
 from lineardit.transformer.dit import DiT, LinearDiT, SoftmaxDiT
 from lineardit.transformer.model import Transformer
 
@@ -219,3 +221,24 @@ def test_what_does_not_divide_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         plan(recipe(**train), nodes, gpus, AUTOENCODER)
+
+
+@pytest.mark.filterwarnings("ignore:.*Profiler clears events")
+def test_the_articles_network_is_extrapolated_by_its_cross_attentions() -> None:
+    config = ArticleConfig(
+        latent_channels=4, width=64, depth=6, heads=4, qk_dim=16, text_width=24, cross_attention_every=2
+    )
+    predicted = transformer_memory(
+        config, OptimizerConfig(optimizer="came"), 3, 16, 16, dtype="bf16", device="cpu", prompt_tokens=20
+    )
+    model = ArticleSana(config)
+    model.to_noise.weight.data.normal_()
+
+    def loss() -> Tensor:
+        latents = torch.randn(3, 4, 16, 16)
+        mask = torch.ones(3, 20, dtype=torch.bool)
+        noise = model(latents, torch.tensor([1, 2, 3]), torch.randn(3, 20, 24), mask)
+        return (noise.float() - torch.randn_like(latents)).square().mean()
+
+    measured = allocated(model, loss, "bf16", False)
+    assert predicted.working == pytest.approx(measured, rel=0.1)
