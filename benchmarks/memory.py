@@ -13,7 +13,6 @@ a bound, with random weights: memory and time are those of real ones. `--output 
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -146,17 +145,27 @@ def _compared(predicted: int, measured: int) -> list[str]:
     return [f"{predicted / 1e6:,.0f}", f"{measured / 1e6:,.0f}", f"{ratio:.2f}", inside]
 
 
+_MEASURED = """
+import sys
+from lineardit.cli.app import main
+from lineardit.kernels.allocator import resident_bytes
+status = main(sys.argv[1:])
+sys.stdout.write(f"\\n{resident_bytes('VmHWM')}")
+sys.exit(status)
+"""
+
+
 def _lineardit(*words: str) -> tuple[str, int]:
-    """What a command of ours prints, and the most bytes that its process held."""
-    command = [sys.executable, "-m", "lineardit", *words]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        printed = process.stdout.read()
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
-    return printed, usage.ru_maxrss * 1024
+    """What a command of ours prints, and the most bytes that its process held.
+
+    The process asks for that itself: what the system tells its parent counts the parent's own memory, too.
+    """
+    command = [sys.executable, "-c", _MEASURED, *words]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"lineardit {' '.join(words)} ended with {done.returncode}")
+    printed, _, peak = done.stdout.rpartition("\n")
+    return printed, int(peak)
 
 
 def bound(options: argparse.Namespace) -> str:

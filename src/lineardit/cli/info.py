@@ -273,14 +273,14 @@ def _memory_facts(place: "Place", height: int | None, width: int | None, dtype: 
     embedded = isinstance(transformer, TransformerConfig) and transformer.guidance_embedding
     twice = 1 if embedded else 2
     native.use("auto" if native.outlook().name == "native" else "torch")
+    # What Python and its libraries hold: what this process does before it counts.
+    program = resident_bytes() or 0
     denoising = transformer_bytes(transformer, height // stride, width // stride, floats, twice)
     decoding = decoder_bytes(autoencoder, height, width, floats)
     latent_rows, token_rows = (-(-height // pixels // BANDS) for pixels in (stride, unit))
     banded = decoder_bytes(autoencoder, height, width, floats, latent_rows)
     sides = height // stride, width // stride
     steps_banded = transformer_bytes(transformer, *sides, floats, twice, rows=token_rows)
-    # What Python and its libraries hold: what this process does by now.
-    program = resident_bytes() or 0
     text = getattr(place.text, "size_bytes", 0)
     return {
         "picture": f"{height} x {width}, {_short_name(floats)}",
