@@ -38,9 +38,13 @@ Draw = Callable[[str, int, int], Any]
 
 
 def pipeline_draw(options: argparse.Namespace) -> Draw:
-    """By this package."""
+    """By this package, with the kernels that the server takes."""
+    from lineardit.kernels import native
+    from lineardit.kernels.allocator import keep_freed_memory
     from lineardit.pipeline import Pipeline
 
+    native.use("auto")
+    keep_freed_memory()
     pipe = Pipeline.from_pretrained(options.model, device=options.device, dtype=options.dtype)
     return lambda prompt, seed, steps: pipe(prompt, seed=seed, num_inference_steps=steps).images[0]
 
@@ -50,12 +54,13 @@ def diffusers_draw(options: argparse.Namespace) -> Draw:
     import torch
     from diffusers import SanaPipeline
 
+    from lineardit.interop.bundled import bundled_folder
     from lineardit.interop.export import export
     from lineardit.interop.places import open_place
-    from lineardit.pipeline import Pipeline, _bundled
+    from lineardit.pipeline import Pipeline
 
     ours = Pipeline.from_pretrained(options.model, device=options.device, dtype=options.dtype)
-    place = open_place(options.model or _bundled())
+    place = open_place(options.model or bundled_folder())
     networks = {name: place.networks[name] for name in ("transformer", "autoencoder")}
     coder, plain = networks["autoencoder"], {"latent_scale": (1.0,), "latent_shift": (0.0,)}
     # diffusers knows one scale for all channels: a user would do what ours does beside it.
