@@ -9,6 +9,7 @@ from lineardit.cli.app import main
 from lineardit.config.dit import LinearDiTConfig
 from lineardit.diffusion.randomness import seeded_noise
 from lineardit.errors import CheckpointError, InputError, PromptError
+from lineardit.interop.export import export
 from lineardit.interop.native import Component, autoencoder_component, load_autoencoder, save_model
 from lineardit.interop.places import open_place
 from lineardit.pipeline import Pipeline
@@ -110,6 +111,13 @@ def test_parts_and_names_that_do_not_fit_are_found(folder: Path, tmp_path: Path,
     save_model(tmp_path / "numbers", {"transformer": good})
     assert open_place(tmp_path / "numbers").classes == ("0", "1", "2")
     assert open_place(tmp_path / "numbers").missing == ["autoencoder"]
+
+
+@pytest.mark.parametrize("format", ["diffusers", "official"])
+def test_there_is_no_such_model_in_other_formats(folder: Path, tmp_path: Path, format: str) -> None:
+    with pytest.raises(InputError, match="LinearDiT has no counterpart"):
+        export(open_place(folder), tmp_path / "out", format)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_softmax_dit_is_built_as_one(tmp_path: Path, folder: Path) -> None:

@@ -95,6 +95,21 @@ def test_a_transformer_goes_to_an_official_file_and_back(
     assert open_place(back).networks["transformer"].config == narrow
 
 
+def test_one_network_of_a_model_is_written_alone(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["convert", str(tiny_model), str(tmp_path / "out")]
+    assert main([*arguments, "--part", "autoencoder"]) == 0
+    alone = open_place(tmp_path / "out")
+    assert set(alone.networks) == {"autoencoder"} and alone.text is None and not alone.files
+    one, two = (each.networks["autoencoder"].tensors for each in (alone, open_place(tiny_model)))
+    assert all(torch.equal(one[name], two[name]) for name in two)
+    capsys.readouterr()
+    assert main([*arguments, "--force", "--part", "vae"]) == 2
+    error = capsys.readouterr().err
+    assert "holds no vae, only transformer, autoencoder, text_encoder." in error
+
+
 def test_what_has_no_place_is_named(
     narrow: TransformerConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

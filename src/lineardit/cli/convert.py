@@ -23,6 +23,12 @@ def convert(
     ] = "native",
     autoencoder: AutoencoderPlace = None,
     text_encoder: TextEncoderPlace = None,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            help="Write this network alone: transformer, autoencoder or controlnet.", show_default=False
+        ),
+    ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="fp32, bf16 or fp16; as it is stored unless given.", show_default=False)
     ] = None,
@@ -43,6 +49,8 @@ def convert(
     place = open_place(source, variant=variant)
     if autoencoder is not None or text_encoder is not None:
         place = with_parts(place, autoencoder, text_encoder, variant=variant)
+    if part is not None:
+        place = place.only(part)
 
     from rich.console import Console
     from rich.progress import Progress

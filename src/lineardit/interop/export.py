@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lineardit.autoencoder.model import Autoencoder
 from lineardit.config.article import ArticleAutoencoderConfig, ArticleConfig
+from lineardit.config.dit import DiTConfig
 from lineardit.config.models import AutoencoderConfig, Config, TransformerConfig
 from lineardit.errors import InputError, OutputError
 from lineardit.interop.diffusers import (
@@ -257,7 +258,7 @@ def _diffusers(place: Place, out: Path) -> list[Written]:
     if "text_encoder" in place.networks and {*place.networks} != {"text_encoder"}:
         raise InputError(
             f"the text encoder of {place.path} is a {place.networks['text_encoder'].class_name}, which "
-            "diffusers does not have. Convert transformer and autoencoder each by itself."
+            "diffusers does not have. Convert the others alone: --part transformer, --part autoencoder."
         )
     single = len(place.networks) == 1 and place.text is None
     written = []
@@ -322,7 +323,7 @@ def _rest_of_pipeline(place: Place, folder: Path) -> list[Written]:
 
 def _official(place: Place, out: Path) -> list[Written]:
     for network in place.networks.values():
-        if isinstance(network.config, ArticleConfig | ArticleAutoencoderConfig):
+        if isinstance(network.config, ArticleConfig | ArticleAutoencoderConfig | DiTConfig):
             raise InputError(f"{network.class_name} has no counterpart among official files.")
     networks = {name: each for name, each in place.networks.items() if name in _OFFICIAL_FILES}
     if not networks:

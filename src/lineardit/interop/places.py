@@ -22,7 +22,7 @@ from lineardit.autoencoder.model import Autoencoder
 from lineardit.config.article import ArticleAutoencoderConfig, ArticleConfig
 from lineardit.config.dit import DiTConfig
 from lineardit.config.models import AutoencoderConfig, Config, LatentsConfig, TransformerConfig
-from lineardit.errors import CheckpointError, MissingExtraError
+from lineardit.errors import CheckpointError, InputError, MissingExtraError
 from lineardit.interop.diffusers import (
     controlnet_renaming,
     from_diffusers_autoencoder,
@@ -216,6 +216,12 @@ class Place:
         """What a pipeline would still need."""
         held = {*self.networks, *(["text_encoder"] if self.text or self.draws_classes else [])}
         return [name for name in ("transformer", "autoencoder", "text_encoder") if name not in held]
+
+    def only(self, part: str) -> "Place":
+        """One of its networks alone. Raises `InputError` where there is none of that name."""
+        if part not in self.networks:
+            raise InputError(f"{self.path} holds no {part}, only {', '.join(self.networks)}.")
+        return replace(self, networks={part: self.networks[part]}, text=None, files={})
 
     @property
     def draws_classes(self) -> bool:
