@@ -355,11 +355,15 @@ def page(results: Sequence[Mapping[str, Any]], stamp: str) -> str:
         "mean of measures, %",
         "minutes of training",
     ]
-    steps = sorted({each["steps"] for each in results})
+    made = {
+        f"--{name.replace('_', '-')} {value}": None
+        for each in results
+        for name, value in each["made_with"].items()
+    }
     return "\n\n".join(
         [
             "# Linear against softmax attention, small and equal",
-            f"{stamp}; {', '.join(map(str, steps))} training steps.",
+            f"`python benchmarks/linear_against_softmax.py FOLDER {' '.join(made)}`; {stamp}.",
             markdown_table(header, rows),
             "Means and, after +-, standard deviations over seeds. The held-out loss of DDPM is that of "
             "another target and does not compare with the others. Scores count what a detector finds of what "
@@ -396,6 +400,8 @@ def verdicts(results: Sequence[Mapping[str, Any]]) -> list[str]:
     for feed_forward in FEED_FORWARDS:
         pair = [Variant(attention, feed_forward).name for attention in ("linear ReLU", "softmax")]
         if all(name in by_name for name in pair):
+            losses = ([each["held_out"] for each in by_name[name]] for name in pair)
+            sentences.append(_compared(*pair, *losses, "held-out loss", 1, 4))
             sentences.append(_compared(*pair, *(_means(by_name[name]) for name in pair)))
     for other in (Variant("linear ELU+1", "GLUMBConv"), Variant("linear learned", "GLUMBConv"), DDPM):
         if other.name in by_name and REFERENCE.name in by_name:
@@ -416,14 +422,22 @@ def _means(results: Sequence[Mapping[str, Any]]) -> list[float]:
     return [mean_score(next(iter(each["scores"].values()))) for each in results]
 
 
-def _compared(first: str, second: str, left: Sequence[float], right: Sequence[float]) -> str:
-    difference = 100 * (statistics.mean(left) - statistics.mean(right))
-    title = f"{first} against {second}, mean of measures: {difference:+.1f} points"
+def _compared(
+    first: str,
+    second: str,
+    left: Sequence[float],
+    right: Sequence[float],
+    what: str = "mean of measures in points",
+    unit: int = 100,
+    digits: int = 1,
+) -> str:
+    difference = unit * (statistics.mean(left) - statistics.mean(right))
+    title = f"{first} against {second}, {what}: {difference:+.{digits}f}"
     if min(len(left), len(right)) < 2:
         return f"{title}; one seed has no spread to hold that against."
-    noise = 100 * (statistics.variance(left) / len(left) + statistics.variance(right) / len(right)) ** 0.5
+    noise = unit * (statistics.variance(left) / len(left) + statistics.variance(right) / len(right)) ** 0.5
     beyond = "beyond" if abs(difference) > 2 * noise else "within"
-    return f"{title}, {beyond} twice its standard error of {noise:.1f}."
+    return f"{title}, {beyond} twice its standard error of {noise:.{digits}f}."
 
 
 def scores(results: Sequence[Mapping[str, Any]], sampler: str, measure: str) -> list[float]:

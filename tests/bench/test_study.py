@@ -90,7 +90,7 @@ def result(name: str, seed: int, share: float) -> dict[str, Any]:
         "variant": name,
         "seed": seed,
         "parameters": 2_000_000,
-        "steps": 100,
+        "made_with": {"steps": 100, "max_objects": 2},
         "minutes": 3.0,
         "curve": [[step, 1 / step] for step in range(2, 100, 2)],
         "held_out": 0.5 + 0.1 * seed,
@@ -101,8 +101,8 @@ def result(name: str, seed: int, share: float) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("shares", "verdict"),
     [
-        ((0.5, 0.502), "-29.9 points, beyond twice its standard error of 0.2."),
-        ((0.5, 0.9), "-10.0 points, within twice its standard error of 20.0."),
+        ((0.5, 0.502), "-29.9, beyond twice its standard error of 0.2."),
+        ((0.5, 0.9), "-10.0, within twice its standard error of 20.0."),
     ],
 )
 def test_a_verdict_says_whether_seeds_explain_the_difference(
@@ -111,14 +111,20 @@ def test_a_verdict_says_whether_seeds_explain_the_difference(
     results = [result(study.REFERENCE.name, seed, share) for seed, share in enumerate(shares)]
     results += [result(study.SOFTMAX.name, seed, share) for seed, share in enumerate((0.798, 0.802))]
     text = study.page(results, "A machine")
-    assert f"- linear ReLU, GLUMBConv against softmax, GLUMBConv, mean of measures: {verdict}" in text
+    assert (
+        "`python benchmarks/linear_against_softmax.py FOLDER --steps 100 --max-objects 2`; A machine" in text
+    )
+    assert (
+        f"- linear ReLU, GLUMBConv against softmax, GLUMBConv, mean of measures in points: {verdict}" in text
+    )
+    assert "against softmax, GLUMBConv, held-out loss: +0.0000, within twice its standard error" in text
     assert "| softmax, GLUMBConv | 2 | 2.00 | 0.550 +- 0.071 | 40.0 +- 0.14 | 80.0 +- 0.28 |" in text
-    assert "DPM-Solver++, 20 steps against Euler, 50 steps, mean of measures: +0.0 points, within" in text
+    assert "DPM-Solver++, 20 steps against Euler, 50 steps, mean of measures in points: +0.0, within" in text
 
 
 def test_one_seed_proves_nothing(study: ModuleType) -> None:
     results = [result(study.REFERENCE.name, 0, 0.5), result(study.SOFTMAX.name, 0, 0.8)]
-    assert "-30.0 points; one seed has no spread to hold that against." in study.page(results, "A machine")
+    assert "-30.0; one seed has no spread to hold that against." in study.page(results, "A machine")
 
 
 def test_the_plot_has_a_curve_for_each_variant_but_ddpm(study: ModuleType) -> None:
