@@ -50,10 +50,16 @@ def restore(optimizers: Sequence[Optimizer], tensors: Mapping[str, Tensor], opti
 
 
 def _placed(value: Tensor, parameter: Tensor) -> Tensor | int:
-    """Counts stay on the CPU, whole ones as plain numbers; moments lie where their parameter does."""
+    """Counts stay on the CPU, whole ones as plain numbers; moments lie where and as their parameter does.
+
+    Fused updates walk through parameter and moments by their places in memory, not by their indices.
+    """
     if not value.ndim:
         return value if value.is_floating_point() else int(value)
-    return value.to(parameter.device)
+    value = value.to(parameter.device)
+    if value.shape != parameter.shape or value.stride() == parameter.stride():
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
 
 
 def _parameters(optimizer: Optimizer) -> list[Tensor]:
