@@ -38,13 +38,16 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_every_contender_computes_the_same(tmp_path: Path) -> None:
     names = [name for name, each in CONTENDERS.items() if not each.compiled]
     if native.compiler() is None:
-        names.remove("lineardit, native")
+        names = [name for name in names if CONTENDERS[name].passes == "torch"]
     rows = list(measure_peers(names, ("step", "decode"), [64, 96], "fp32", 0.0, 1))
     assert [(row.part, row.pixels) for row in rows[:4]] == [
         ("step", 64), ("step", 96), ("decode", 64), ("decode", 96),
     ]  # fmt: skip
     assert len(rows) == 4 * len(names)
-    assert all(row.apart < 1e-4 and row.seconds > 0 and row.calls == 3 for row in rows)
+    assert all(row.seconds > 0 and row.calls == 3 for row in rows)
+    rounded = {name for name in names if CONTENDERS[name].int8}
+    assert all(row.apart < 1e-4 for row in rows if row.contender not in rounded)
+    assert all(row.apart < 0.02 for row in rows if row.contender in rounded)
     assert any(row.apart > 0 for row in rows)
 
 

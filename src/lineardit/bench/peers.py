@@ -108,9 +108,10 @@ def measure_peers(
             for key, answer in answers.items():
                 part, size = key.split(" ")
                 off = _apart(outputs[key], first[key])
-                if not off <= NEAR[dtype]:
+                near = NEAR["bf16" if CONTENDERS[name].int8 else dtype]
+                if not off <= near:
                     raise LineardiTError(
-                        f"{name} is {off:.1e} from {names[0]} in {key} pixels, more than {NEAR[dtype]:g}: "
+                        f"{name} is {off:.1e} from {names[0]} in {key} pixels, more than {near:g}: "
                         "no speed is told."
                     )
                 yield Measured(name, part, int(size), **answer, apart=off)
