@@ -26,13 +26,15 @@ class Server:
     """`lineardit serve` as a process."""
 
     def __init__(self, options: argparse.Namespace, *more: str, command: list[str] | None = None) -> None:
-        """`command` starts another server, which says its address first."""
+        """`command` starts another server, which may warn of things before it says its address."""
         start = "import sys; from lineardit.cli.app import main; sys.exit(main())"
         ours = [sys.executable, "-c", start, "serve", "--port", "0", "--device", options.device]
         ours += ["--dtype", options.dtype, *(("--model", options.model) if options.model else ()), *more]
         self.process = subprocess.Popen(command or ours, stderr=subprocess.PIPE, text=True)
         assert self.process.stderr is not None
         line = self.process.stderr.readline()
+        while command and line and not line.startswith("http://"):
+            line = self.process.stderr.readline()
         if not line.startswith("http://"):
             sys.exit(line + self.process.stderr.read() or "the server did not start")
         self.port = int(line.split()[0].rpartition(":")[2])
