@@ -119,6 +119,37 @@ def test_came_takes_all_with_its_three_shares() -> None:
     assert decayed["betas"] == (0.9, 0.99, 0.995)
 
 
+def test_adamw_goes_on_as_published_from_what_was_kept_whatever_the_layout() -> None:
+    def built() -> tuple[nn.Module, list[Optimizer]]:
+        torch.manual_seed(0)
+        model = nn.Conv2d(6, 5, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return model, build_optimizers(model, loop(weight_decay=0.1))
+
+    def learn(model: nn.Module, step: int) -> None:
+        model.zero_grad()
+        x = torch.randn(2, 6, 5, 5, generator=torch.Generator().manual_seed(step))
+        model(x.contiguous(memory_format=torch.channels_last)).square().mean().backward()
+
+    model, first = built()
+    learn(model, 1)
+    first[0].step()
+    kept, options = optimizer_state.moments(first), optimizer_state.groups(first)
+    again, second = built()
+    again.load_state_dict(model.state_dict())
+    optimizer_state.restore(second, {name: each.contiguous() for name, each in kept.items()}, options)
+    before = [each.detach().clone() for each in again.parameters()]
+    learn(again, 2)
+    second[0].step()
+    decays, (low, high) = (0.1, 0.0), loop().betas
+    for index, (parameter, old) in enumerate(zip(again.parameters(), before, strict=True)):
+        assert parameter.grad is not None
+        mean = low * kept[f"0.{index}.exp_avg"] + (1 - low) * parameter.grad
+        square = high * kept[f"0.{index}.exp_avg_sq"] + (1 - high) * parameter.grad.square()
+        direction = (mean / (1 - low**2)) / ((square / (1 - high**2)).sqrt() + 1e-8)
+        wanted = old * (1 - 2e-3 * decays[index]) - 2e-3 * direction
+        torch.testing.assert_close(parameter.detach(), wanted, rtol=1e-6, atol=1e-7)
+
+
 def test_eight_bits_need_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optimizer, "find_spec", lambda name: None)
     with pytest.raises(
