@@ -129,10 +129,13 @@ def _attention(sizes: list[int] | None, budget: float, device: str, dtype: str) 
     from lineardit.bench.attention import ARTICLE, TOKENS, measure_attention
     from lineardit.bench.attention_report import attention_page, attention_plot
     from lineardit.bench.stamp import hardware_stamp, stamp_line
+    from lineardit.kernels import native
     from lineardit.kernels.select import inspect_machine, select
 
     chosen = select(inspect_machine(), device, dtype)
     place, precision = chosen.torch_device, chosen.torch_dtype
+    if place.type == "cpu":
+        native.use("auto")  # as shipped is what `lineardit generate` and `train` take
     several = sizes or list(TOKENS)
     shapes = [ARTICLE._replace(batch=1, tokens=size) for size in several]
     sweep = list(measure_attention(shapes, place, precision, budget))
