@@ -9,6 +9,7 @@ import torch
 from lineardit.bench import clock
 from lineardit.bench.clock import LEAST_CALLS, MOST_CALLS, measure
 from lineardit.bench.memory import available_memory, peak_memory
+from lineardit.kernels.allocator import return_freed_memory
 from lineardit.kernels.select import inspect_machine
 
 CPU = torch.device("cpu")
@@ -20,9 +21,13 @@ def test_the_median_leaves_out_the_first_call(monkeypatch: pytest.MonkeyPatch) -
     assert measure(lambda: None, CPU, 12.0)[:2] == (2.0, LEAST_CALLS)
 
 
-def test_a_call_as_long_as_half_of_the_budget_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clock, "_seconds", lambda work, device: 5.0)
-    assert measure(lambda: None, CPU, 9.0)[:2] == (5.0, 1)
+@pytest.mark.parametrize(("budget", "expected"), [(9.0, 4.0), (4.0, 5.0)])
+def test_a_call_of_half_of_the_budget_is_timed_once_and_of_all_of_it_not_again(
+    budget: float, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = iter([5.0, 4.0])
+    monkeypatch.setattr(clock, "_seconds", lambda work, device: next(seconds))
+    assert measure(lambda: None, CPU, budget)[:2] == (expected, 1)
 
 
 def test_quick_work_is_called_often_but_not_for_ever() -> None:
@@ -41,6 +46,8 @@ def test_memory_that_was_given_back_counts() -> None:
     def work() -> None:
         torch.ones(16 * 2**20)  # 64 MiB
 
+    measure(work, CPU, 0.1)  # keeps what is freed
+    return_freed_memory()
     with peak_memory(CPU) as peak:
         work()
     assert peak.bytes is not None and 60 * 2**20 < peak.bytes < 80 * 2**20

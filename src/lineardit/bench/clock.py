@@ -19,7 +19,7 @@ class Cost(NamedTuple):
     seconds: float
     """Median."""
     calls: int
-    """Of which this is the median; 1 where the first call alone took half of the budget."""
+    """Of which this is the median; 1 where the first took half of the budget or more."""
     peak: int | None
     """Bytes held at most beyond what was held before, in the first call; None where the system is silent."""
 
@@ -36,9 +36,10 @@ def measure(work: Callable[[], object], device: torch.device, budget: float) -> 
         first = _seconds(work, device)
     if device.type == "cpu":
         keep_freed_memory()
-    if first > budget / 2:
+    if first > budget:
         return Cost(first, 1, peak.bytes)
-    calls = min(MOST_CALLS, max(LEAST_CALLS, int(budget / max(first, 1e-9)) - 1))
+    least = LEAST_CALLS if first <= budget / 2 else 1
+    calls = min(MOST_CALLS, max(least, int(budget / max(first, 1e-9)) - 1))
     return Cost(statistics.median(_seconds(work, device) for _ in range(calls)), calls, peak.bytes)
 
 

@@ -29,10 +29,12 @@ def keep_freed_memory() -> Choice:
 def return_freed_memory() -> Choice:
     """Let glibc give blocks of a megabyte and more back to the system as soon as they are freed.
 
-    Left alone it keeps blocks of up to 32 MB in one heap, where they leave gaps: a process then holds up to
-    twice what its tensors take. This is for processes that draw within a bound.
+    What was kept until now goes back at once. Left alone glibc keeps blocks of up to 32 MB in one heap, where
+    they leave gaps: a process then holds up to twice what its tensors take. This is for processes that draw
+    within a bound.
     """
     if _told({_TRIM_THRESHOLD: _RETURNED, _MMAP_THRESHOLD: _RETURNED}):
+        ctypes.CDLL(None).malloc_trim(0)
         return Choice("returned", "glibc gives back at once what is freed")
     return Choice("left alone", "this C library has no mallopt, or it refused")
 
