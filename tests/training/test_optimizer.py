@@ -136,7 +136,8 @@ def test_adamw_goes_on_as_published_from_what_was_kept_whatever_the_layout() -> 
     kept, options = optimizer_state.moments(first), optimizer_state.groups(first)
     again, second = built()
     again.load_state_dict(model.state_dict())
-    optimizer_state.restore(second, {name: each.contiguous() for name, each in kept.items()}, options)
+    stored = {name: each.clone(memory_format=torch.contiguous_format) for name, each in kept.items()}
+    optimizer_state.restore(second, stored, options)
     before = [each.detach().clone() for each in again.parameters()]
     learn(again, 2)
     second[0].step()
