@@ -173,6 +173,8 @@ async def test_a_cancelled_request_leaves_the_queue_and_stops_between_two_steps(
         drawn.cancel()
         assert len(await colours(last)) == 1  # 400 steps would take 20 s
         assert await events(drawn) == []
+        while not count.pictures:  # it is counted once it was handed over
+            await asyncio.sleep(0.01)
     assert count.pictures == 1
 
 
