@@ -516,49 +516,6 @@ inline void add_chunks(const float *parts, float *out, Size batch, Size chunks, 
     }
 }
 
-// sum = x + gate y (or x), out = LayerNorm(sum) (1 + scale) + shift; x and sum are float32 whatever the branch is.
-template <typename T>
-void steer_forward(
-    const float *x, const T *y, const float *gate, const float *shift, const float *scale, float *sum, T *out,
-    Size rows, Size per_batch, Size width, Size table_stride, float eps
-) {
-#pragma omp parallel
-    {
-        std::vector<float> held(padded(width));
-#pragma omp for schedule(static)
-        for (Size row = 0; row < rows; ++row) {
-            Size table = row / per_batch * table_stride, place = row * width;
-            Lanes mean{};
-            for (Size c = 0; c < width; c += LANES) {
-                Size left = width - c;
-                Lanes value = load(x + place + c, left);
-                if (y) {
-                    Lanes added = load(y + place + c, left);
-                    value += gate ? added * load(gate + table + c, left) : added;
-                    store(sum + place + c, value, left);
-                }
-                store(held.data() + c, value);
-                mean += value;
-            }
-            if (!out) continue;
-            float middle = total(mean) / width;
-            Lanes squares{};
-            for (Size c = 0; c < width; c += LANES) {
-                Lanes apart = load(held.data() + c) - middle;
-                for (Size lane = std::max<Size>(0, width - c); lane < LANES; ++lane) apart[lane] = 0;
-                squares += apart * apart;
-            }
-            float slope = 1 / std::sqrt(total(squares) / width + eps);
-            for (Size c = 0; c < width; c += LANES) {
-                Size left = width - c;
-                Lanes normed = (load(held.data() + c) - middle) * slope;
-                Lanes moved = normed * (1 + load(scale + table + c, left)) + load(shift + table + c, left);
-                store(out + place + c, moved, left);
-            }
-        }
-    }
-}
-
 // Gradients of what is normalised and of its shift and scale, (b width) each. `by_sum` is that of the sum itself,
 // which is added, `by_y` the gradient of what was added to it, in its dtype; both may be null.
 template <typename T>
@@ -714,7 +671,7 @@ extern "C" {
         const float *x, const T *y, const float *gate, const float *shift, const float *scale, float *sum, T *out,    \
         Size rows, Size per_batch, Size width, Size table_stride, float eps                                           \
     ) {                                                                                                               \
-        steer_forward(x, y, gate, shift, scale, sum, out, rows, per_batch, width, table_stride, eps);                 \
+        add_steer(x, y, gate, shift, scale, sum, out, rows, per_batch, width, table_stride, eps);                     \
     }                                                                                                                 \
     void steer_backward_##SUFFIX(                                                                                     \
         const float *sum, const float *scale, const T *grad, const float *by_sum, float *by_x, T *by_y,               \

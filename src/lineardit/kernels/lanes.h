@@ -1,4 +1,4 @@
-// Vectors of sixteen numbers, and small products made of them: what passes.cpp and gradients.cpp share.
+// Vectors of sixteen numbers, products made of them, and the normalisation that passes.cpp and gradients.cpp share.
 //
 // Vectors are those of GCC and Clang, so that the compiler chooses the instructions of the machine it runs on.
 
@@ -177,6 +177,50 @@ inline void add_products(const float *left, Size depth, const float *right, Size
             for (Size v = 0; v < VECTORS; ++v) sums[i][v] += left[t * depth + i] * load(right + t * width + v * LANES);
     for (Size i = 0; i < 4; ++i)
         for (Size v = 0; v < VECTORS; ++v) store(to + i * width + v * LANES, sums[i][v]);
+}
+
+// sum = x + gate y (or x), out = LayerNorm(sum) (1 + scale) + shift, each where it is asked for. Training keeps the sum (X)
+// and the tables (P) in float32 whatever the branches (T) are.
+template <typename X, typename T, typename P>
+void add_steer(
+    const X *x, const T *y, const P *gate, const P *shift, const P *scale, X *sum, T *out, Size rows, Size per_batch,
+    Size width, Size table_stride, float eps
+) {
+#pragma omp parallel
+    {
+        std::vector<float> held(padded(width));
+#pragma omp for schedule(static)
+        for (Size row = 0; row < rows; ++row) {
+            Size table = row / per_batch * table_stride, place = row * width;
+            Lanes mean{};
+            for (Size c = 0; c < width; c += LANES) {
+                Size left = width - c;
+                Lanes value = load(x + place + c, left);
+                if (y) {
+                    Lanes added = load(y + place + c, left);
+                    value += gate ? added * load(gate + table + c, left) : added;
+                    if (sum) store(sum + place + c, value, left);
+                }
+                store(held.data() + c, value);
+                mean += value;
+            }
+            if (!out) continue;
+            float middle = total(mean) / width;
+            Lanes squares{};
+            for (Size c = 0; c < width; c += LANES) {
+                Lanes apart = load(held.data() + c) - middle;
+                if (width - c < LANES)
+                    for (Size lane = width - c; lane < LANES; ++lane) apart[lane] = 0;
+                squares += apart * apart;
+            }
+            float slope = 1 / std::sqrt(total(squares) / width + eps);
+            for (Size c = 0; c < width; c += LANES) {
+                Size left = width - c;
+                Lanes normed = (load(held.data() + c) - middle) * slope;
+                store(out + place + c, normed * (1 + load(scale + table + c, left)) + load(shift + table + c, left), left);
+            }
+        }
+    }
 }
 
 }  // namespace

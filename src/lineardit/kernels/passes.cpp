@@ -8,48 +8,6 @@
 namespace {
 
 template <typename T>
-void add_steer(
-    const T *x, const T *y, const T *gate, const T *shift, const T *scale, T *sum, T *out, Size rows, Size per_batch,
-    Size width, Size table_stride, float eps
-) {
-#pragma omp parallel
-    {
-        std::vector<float> held(padded(width));
-#pragma omp for schedule(static)
-        for (Size row = 0; row < rows; ++row) {
-            Size table = row / per_batch * table_stride, place = row * width;
-            Lanes mean{};
-            for (Size c = 0; c < width; c += LANES) {
-                Size left = width - c;
-                Lanes value = load(x + place + c, left);
-                if (y) {
-                    Lanes added = load(y + place + c, left);
-                    value += gate ? added * load(gate + table + c, left) : added;
-                    if (sum) store(sum + place + c, value, left);
-                }
-                store(held.data() + c, value);
-                mean += value;
-            }
-            if (!out) continue;
-            float middle = total(mean) / width;
-            Lanes squares{};
-            for (Size c = 0; c < width; c += LANES) {
-                Lanes apart = load(held.data() + c) - middle;
-                if (width - c < LANES)
-                    for (Size lane = width - c; lane < LANES; ++lane) apart[lane] = 0;
-                squares += apart * apart;
-            }
-            float slope = 1 / std::sqrt(total(squares) / width + eps);
-            for (Size c = 0; c < width; c += LANES) {
-                Size left = width - c;
-                Lanes normed = (load(held.data() + c) - middle) * slope;
-                store(out + place + c, normed * (1 + load(scale + table + c, left)) + load(shift + table + c, left), left);
-            }
-        }
-    }
-}
-
-template <typename T>
 void rms_norm(
     const T *x, const T *residual, const T *weight, const T *bias, T *out, Size rows, Size width, float eps, int relu
 ) {
