@@ -1,28 +1,19 @@
 """Products of int8: exact for what was rounded, rounded to half a step, on both paths."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lineardit.kernels import int8, native
+from lineardit.kernels import int8
 from lineardit.kernels.int8 import int8_linear, quantized_rows
 
-needs_compiler = pytest.mark.skipif(native.compiler() is None, reason="there is no C++ compiler here")
+pytestmark = pytest.mark.usefixtures("path")
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 
 
 def randn(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
-
-
-@pytest.fixture(params=[pytest.param("native", marks=needs_compiler), "torch"], autouse=True)
-def path(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every test runs on both paths."""
-    with native.using(request.param):
-        yield request.param
 
 
 @DTYPES

@@ -1,6 +1,6 @@
 """The passes: their definitions against formulas in float64, and the native library against both."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,13 +22,6 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
 
 
-@pytest.fixture(params=[pytest.param("native", marks=needs_compiler), "torch"])
-def path(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Both paths, one after the other."""
-    with native.using(request.param):
-        yield request.param
-
-
 def normed(x: Tensor) -> Tensor:
     return (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True, correction=0) + 1e-6).sqrt()
 
@@ -46,19 +39,6 @@ def gated(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
             out += around[:, dy : dy + h, dx : dx + w] * weight[:, 0, dy, dx]
     content, gate = out.chunk(2, dim=-1)
     return content * gate * gate.sigmoid()
-
-
-def spread(phases: Tensor, bias: Tensor, x: Tensor) -> Tensor:
-    b, h, w, f = x.shape
-    c = phases.shape[-1] // 4
-    out = torch.empty(b, 2 * h, 2 * w, c, dtype=x.dtype)
-    for row in range(2 * h):
-        for column in range(2 * w):
-            p, q = row % 2, column % 2
-            pixel = phases[:, row // 2 + p, column // 2 + q, (2 * p + q) * c : (2 * p + q + 1) * c]
-            places = [(4 * o + 2 * p + q) // (4 * c // f) for o in range(c)]
-            out[:, row, column] = pixel + bias + x[:, row // 2, column // 2, places]
-    return out
 
 
 TABLE = randn(3, 6, 37)
@@ -105,21 +85,6 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[Tensor, ...
         passes.linear_silu,
         lambda x, weight, bias: functional.silu(x @ weight.T + bias),
         (X, randn(11, 37) / 6, randn(11)),
-    ),
-    "interleaved, channels once": (
-        passes.interleaved,
-        spread,
-        (randn(2, 4, 6, 36), randn(9), randn(2, 3, 5, 36)),
-    ),
-    "interleaved, channels twice": (
-        passes.interleaved,
-        spread,
-        (randn(2, 4, 6, 76), randn(19), randn(2, 3, 5, 38)),
-    ),
-    "interleaved, channels four times": (
-        passes.interleaved,
-        spread,
-        (randn(2, 4, 6, 76), randn(19), randn(2, 3, 5, 19)),
     ),
 }
 

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lineardit.config.models import StageConfig
-from lineardit.kernels.passes import convolved_silu
+from lineardit.kernels.convolution import convolved
 from lineardit.nn.attention import MultiScaleLinearAttention
 from lineardit.nn.feed_forward import GLUMBConv
 from lineardit.nn.norm import ChannelRMSNorm, RMSNorm
@@ -39,7 +39,7 @@ class ResidualBlock(nn.Module):
     def _activated(self, x: Tensor) -> Tensor:
         layer = self.first
         if isinstance(self.activation, nn.SiLU) and layer.weight.dtype != torch.float16:
-            return convolved_silu(x, layer.weight, layer.bias)
+            return convolved(x, layer.weight, layer.bias, silu=True)
         activated: Tensor = self.activation(layer(x))
         return activated
 

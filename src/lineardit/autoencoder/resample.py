@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lineardit.errors import ConfigError
-from lineardit.kernels.passes import interleaved
+from lineardit.kernels.convolution import convolved_doubled
 from lineardit.nn.wide import Conv2d
 
 FACTOR = 2
@@ -35,22 +35,6 @@ def check_ratio(many: int, few: int, place: str) -> None:
             f"{place}: {many} channels do not fold evenly into {few}. "
             "Choose widths of which one divides the other."
         )
-
-
-def folded(weight: Float[Tensor, "out c 3 3"]) -> Float[Tensor, "out4 c 2 2"]:
-    """The kernels of a 3x3 convolution after doubling, as four 2x2 kernels before it.
-
-    Even rows see the small row above with the first tap and their own with the sum of the others; odd rows
-    see their own with the sum of the first two and the row below with the last. Columns likewise.
-    """
-    wide = weight if weight.dtype.itemsize >= 4 else weight.float()
-    parities = [_folded_pairs(half, 3) for half in _folded_pairs(wide, 2)]
-    return torch.cat([kernel for pair in parities for kernel in pair]).to(weight.dtype)
-
-
-def _folded_pairs(kernel: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    first, middle, last = kernel.unbind(dim)
-    return torch.stack([first, middle + last], dim), torch.stack([first + middle, last], dim)
 
 
 class Downsample(nn.Module):
@@ -80,8 +64,8 @@ class Downsample(nn.Module):
 class Upsample(nn.Module):
     """(b c h w) to (b out 2h 2w); the shortcut repeats channels and spreads them over 2x2 pixels.
 
-    A 3x3 convolution after doubling every pixel sees each small pixel once, twice or four times. It is four
-    2x2 convolutions of the small picture, one for each parity of rows and columns: 16 products, not 36.
+    A 3x3 convolution after doubling every pixel sees each small pixel once, twice or four times, and takes
+    fewer products than it says (`kernels.convolution`).
     """
 
     def __init__(
@@ -101,9 +85,7 @@ class Upsample(nn.Module):
         elif weight.dtype == torch.float16:
             y = self.conv(functional.interpolate(x, scale_factor=FACTOR, mode="nearest"))
         else:
-            phases = functional.conv2d(x, folded(weight), padding=1).movedim(1, -1)
-            shortcut = x.movedim(1, -1) if self.shortcut else None
-            return interleaved(phases, bias, shortcut).movedim(-1, 1)
+            return convolved_doubled(x, weight, bias, shortcut=self.shortcut)
         if self.shortcut:
             y = y + functional.pixel_shuffle(duplicate_channels(x, self.out * FACTOR**2), FACTOR)
         return y

@@ -10,7 +10,7 @@ from lineardit.kernels.select import Choice
 
 # Names of glibc's malloc.h, see mallopt(3).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_NEVER, _MAPPED, _RETURNED = 2**31 - 1, 2**30, 2**20
+_NEVER, _RETURNED = 2**31 - 1, 2**20
 
 
 def keep_freed_memory() -> Choice:
@@ -18,10 +18,10 @@ def keep_freed_memory() -> Choice:
 
     By default each block beyond some megabytes is mapped when it is made and unmapped when it is freed, so
     that every pass over a picture meets fresh pages, which the system has to clear: up to half the time of
-    whatever is bound by memory. Kept blocks of up to a gigabyte are used again; the process holds its peak
+    whatever is bound by memory. Kept blocks of up to two gigabytes are used again; the process holds its peak
     until it ends. This is for processes that draw, not for a library to decide.
     """
-    if _told({_TRIM_THRESHOLD: _NEVER, _MMAP_THRESHOLD: _MAPPED}):
+    if _told({_TRIM_THRESHOLD: _NEVER, _MMAP_THRESHOLD: _NEVER}):
         return Choice("kept", "glibc keeps what is freed: fresh pages cost up to half of a pass over memory")
     return Choice("returned", "this C library has no mallopt, or it refused")
 

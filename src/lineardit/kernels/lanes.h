@@ -44,13 +44,27 @@ inline Lanes load(const Bf16 *from) {
     return (Lanes)(__builtin_convertvector(halves, Bits) << 16);
 }
 
+inline float number(float value) { return value; }
+
+inline float number(Bf16 value) {
+    uint32_t bits = uint32_t(value.bits) << 16;
+    float wide;
+    std::memcpy(&wide, &bits, sizeof wide);
+    return wide;
+}
+
 inline void store(float *to, Lanes lanes) { std::memcpy(to, &lanes, sizeof lanes); }
 
+// Rounded to the nearest, ties to even.
 inline void store(Bf16 *to, Lanes lanes) {
+#ifdef __AVX512BF16__
+    __m256bh halves = _mm512_cvtneps_pbh((__m512)lanes);
+#else
     Bits bits = (Bits)lanes;
     Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     Bits broken = (Bits)(lanes != lanes);
     Halves halves = __builtin_convertvector((broken & 0x7fc0) | (~broken & rounded), Halves);
+#endif
     std::memcpy(to, &halves, sizeof halves);
 }
 
@@ -138,7 +152,7 @@ inline void multiply(
         Lanes sums[ROWS][2] = {};
         for (Size i = 0; i < depth; ++i) {
             Lanes first = load(right + i * width + column), second = load(right + i * width + column + LANES);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
             for (Size t = 0; t < ROWS; ++t) {
                 float factor = left[t * left_stride + i];
                 sums[t][0] += factor * first;
@@ -152,7 +166,7 @@ inline void multiply(
         Lanes sums[ROWS] = {};
         for (Size i = 0; i < depth; ++i) {
             Lanes first = load(right + i * width + column);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
             for (Size t = 0; t < ROWS; ++t) sums[t] += left[t * left_stride + i] * first;
         }
         for (Size t = 0; t < ROWS; ++t) store(out + t * out_stride + column, sums[t]);

@@ -33,9 +33,9 @@ OPTIONS = (
     # No traps and no errno: what vectors need. Sums keep their order and NaN stays NaN.
     *("-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"),
 )
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("passes.cpp", "gradients.cpp"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("passes.cpp", "convolution.cpp", "gradients.cpp"))
 HEADER = Path(__file__).with_name("lanes.h")
-VERSION = 2
+VERSION = 3
 SECONDS_TO_COMPILE = 300
 _SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
@@ -236,7 +236,7 @@ def _build(path: Path) -> None:
     chosen = compiler()
     if chosen is None:
         raise OSError(f"there is no C++ compiler ({', '.join(COMPILERS)})")
-    _log.info("compiling %s once, some seconds", " and ".join(place.name for place in SOURCES))
+    _log.info("compiling %s once, some seconds", ", ".join(place.name for place in SOURCES))
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         built = Path(folder) / path.name

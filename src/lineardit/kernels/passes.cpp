@@ -185,41 +185,6 @@ void attention_apply(
     }
 }
 
-// Four phases of an upsampling convolution, (b h+1 w+1 4c) in the order of [row parity, column parity, c], spread over
-// (b 2h 2w c); added to it x (b h w from) as its shortcut, whose channel (4 o + phase) from / (4 c) goes to o.
-template <typename T>
-void interleave(
-    const T *phases, const T *x, const T *bias, T *out, Size batch, Size height, Size width, Size channels, Size from
-) {
-#pragma omp parallel for collapse(2) schedule(static)
-    for (Size b = 0; b < batch; ++b)
-        for (Size row = 0; row < 2 * height; ++row)
-            for (Size column = 0; column < 2 * width; ++column) {
-                Size down = row % 2, right = column % 2, phase = 2 * down + right;
-                const T *near = phases +
-                    ((b * (height + 1) + row / 2 + down) * (width + 1) + column / 2 + right) * 4 * channels +
-                    phase * channels;
-                const T *far = x ? x + ((b * height + row / 2) * width + column / 2) * from : nullptr;
-                T *to = out + ((b * 2 * height + row) * 2 * width + column) * channels;
-                Size repeats = x ? 4 * channels / from : 1;
-                for (Size c = 0; c < channels; c += LANES) {
-                    Size left = std::min(LANES, channels - c);
-                    Lanes value = load(near + c, left);
-                    if (bias) value += load(bias + c, left);
-                    if (x && repeats == 4) {
-                        value += load(far + c, left);
-                    } else if (x && repeats == 2 && left == LANES) {
-                        value += load_every_other(far + 2 * c, down);
-                    } else if (x) {
-                        T some[LANES] = {};
-                        for (Size lane = 0; lane < left; ++lane) some[lane] = far[(4 * (c + lane) + phase) / repeats];
-                        value += load(some);
-                    }
-                    store(to + c, value, left);
-                }
-            }
-}
-
 // Rows as int8: numbers times 127 over the row's largest magnitude, rounded to even. scale[row] undoes it; it is NaN for
 // a row that holds NaN or infinity.
 template <typename T> void quantize_rows(const T *x, int8_t *out, float *scale, Size rows, Size width) {
@@ -269,7 +234,7 @@ void from_products(
 extern "C" {
 
 // Raised whenever a signature below changes.
-int lineardit_passes_version() { return 2; }
+int lineardit_passes_version() { return 3; }
 
 #define PASSES(SUFFIX, T)                                                                                             \
     void add_steer_##SUFFIX(                                                                                          \
@@ -315,12 +280,6 @@ int lineardit_passes_version() { return 2; }
         Size width, int activation                                                                                    \
     ) {                                                                                                               \
         from_products(x, row_scale, column_scale, bias, out, rows, width, activation);                                \
-    }                                                                                                                 \
-    void interleave_##SUFFIX(                                                                                         \
-        const T *phases, const T *x, const T *bias, T *out, Size batch, Size height, Size width, Size channels,       \
-        Size from                                                                                                     \
-    ) {                                                                                                               \
-        interleave(phases, x, bias, out, batch, height, width, channels, from);                                       \
     }
 
 PASSES(f32, float)

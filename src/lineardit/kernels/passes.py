@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lineardit.kernels import gradients, native
+from lineardit.kernels.convolution import LEAST_CHANNELS, convolved, convolved_doubled
 from lineardit.kernels.int8 import int8_linear, quantized_rows
 from lineardit.kernels.linear_attention import linear_attention
 
@@ -132,59 +133,6 @@ def linear_silu(
     return functional.silu(functional.linear(x, weight, bias))
 
 
-def convolved_silu(
-    x: Float[Tensor, "b c h w"], weight: Float[Tensor, "d c 3 3"], bias: Float[Tensor, " d"] | None
-) -> Float[Tensor, "b d h w"]:
-    """SiLU of a 3x3 convolution with zeros around the picture; as `linear_silu`."""
-    if native.takes(x, weight, bias) is not None and not torch.is_autocast_enabled("cpu"):
-        geometry = [1, 1], [1, 1], [1, 1], 1
-        fused: Tensor = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *geometry, "swish", [], "")
-        return fused
-    convolved = functional.conv2d(x, weight, bias, padding=1)
-    return functional.silu(convolved, inplace=not torch.is_grad_enabled())
-
-
-def interleaved(
-    phases: Float[Tensor, "b h1 w1 c4"],
-    bias: Float[Tensor, " c"] | None,
-    x: Float[Tensor, "b h w f"] | None,
-) -> Float[Tensor, "b h2 w2 c"]:
-    """Spread the four phases of a doubled picture, each a row and a column larger than it; add a shortcut.
-
-    Phase 2 p + q holds the pixels of rows of parity p and columns of parity q, from its row p, column q on.
-    The shortcut repeats the f channels of x, in place, to 4c; channel 4 o + 2 p + q then goes to channel o.
-    """
-    b, height, width = phases.shape[0], phases.shape[1] - 1, phases.shape[2] - 1
-    channels = phases.shape[3] // 4
-    if (library := native.takes(phases, bias, x)) is not None:
-        out = phases.new_empty((b, 2 * height, 2 * width, channels))
-        from_channels = 0 if x is None else x.shape[-1]
-        kept = None if x is None else x.contiguous()
-        native.call(
-            library,
-            "interleave",
-            phases.dtype,
-            *(phases.contiguous(), kept, bias, out),
-            *(b, height, width, channels, from_channels),
-        )
-        return out
-    parts = torch.unflatten(phases, -1, (2, 2, channels))
-    rows = [
-        torch.stack(
-            [parts[:, p : p + height, q : q + width, p, q] for q in range(2)],
-            dim=3,
-        )
-        for p in range(2)
-    ]
-    out = torch.stack(rows, dim=2).reshape(b, 2 * height, 2 * width, channels)
-    if bias is not None:
-        out = out + bias
-    if x is not None:
-        repeated = x.repeat_interleave(4 * channels // x.shape[-1], dim=-1)
-        out = out + functional.pixel_shuffle(repeated.movedim(-1, 1), 2).movedim(1, -1)
-    return out
-
-
 def disagreement() -> float:
     """The largest error of the library in use, in float32, over the definitions' largest numbers."""
 
@@ -202,7 +150,8 @@ def disagreement() -> float:
         lambda: torch.cat(added_steered(x, y, shift, scale, 1e-6)),
         lambda: rms_normed(x, gate[0, 0], shift[0, 0], 1e-5, residual=y),
         lambda: depthwise_gated(draw(1, 3, 5, 38), draw(38, 1, 3, 3), draw(38)),
-        lambda: interleaved(draw(1, 4, 6, 36), draw(9), draw(1, 3, 5, 18)),
+        lambda: convolved(draw(1, LEAST_CHANNELS, 3, 5), draw(9, LEAST_CHANNELS, 3, 3), draw(9), silu=True),
+        lambda: convolved_doubled(draw(1, 18, 3, 5), draw(9, 18, 3, 3), draw(9), shortcut=True),
         lambda: linear_attention(heads, heads, heads),
         # Whole numbers up to 127 are rounded to themselves, whatever the order of operations.
         lambda: int8_linear(whole, *quantized_rows(whole), silu=True),

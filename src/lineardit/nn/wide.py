@@ -12,6 +12,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lineardit.kernels.convolution import convolved
+
 LARGEST = 2.0**15
 """What sums are kept below; float16 ends at almost twice as much."""
 
@@ -32,13 +34,19 @@ class Conv2d(nn.Conv2d):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b d h2 w2"]:
         """Every pixel from its neighbourhood."""
         if self.weight.dtype != torch.float16:
-            return super().forward(x)
+            return convolved(x, self.weight, self.bias) if self._is_common else super().forward(x)
         bias = None if self.bias is None else self.bias.float()
         # Depthwise kernels are small, and a CPU multiplies float16 slower than float32.
         if x.device.type == "cpu" or self.groups > 1:
             return self._conv_forward(x.float(), self.weight.float(), bias)
         product = scaled_product(x, self.weight, lambda y: self._conv_forward(y, self.weight, None))
         return product if bias is None else product + bias[:, None, None]
+
+    @property
+    def _is_common(self) -> bool:
+        """3x3, every pixel, all channels with all."""
+        geometry = self.kernel_size, self.stride, self.padding, self.dilation, self.groups
+        return geometry == ((3, 3), (1, 1), (1, 1), (1, 1), 1)
 
 
 class BatchNorm2d(nn.BatchNorm2d):
