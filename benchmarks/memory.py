@@ -45,7 +45,7 @@ from lineardit.config.presets import AUTOENCODERS
 from lineardit.kernels import native
 from lineardit.kernels.allocator import resident_bytes, return_freed_memory
 from lineardit.kernels.select import DTYPES
-from lineardit.pipeline.memory import MemoryBound
+from lineardit.interop.bound import MemoryBound
 preset, pixels, allowed, dtype, threads = arguments
 if threads:
     torch.set_num_threads(threads)

@@ -10,8 +10,8 @@ from PIL import Image
 
 from lineardit.autoencoder.bands import decode_in_bands, encode_in_bands
 from lineardit.errors import MemoryLimitError
+from lineardit.interop.bound import Fit, MemoryBound, tallest
 from lineardit.pipeline import Pipeline
-from lineardit.pipeline.memory import Fit, MemoryBound, tallest
 
 CAT = "a red apple left of a cat"
 HELD = 1000
@@ -20,7 +20,7 @@ SIZE = {"height": 48, "width": 32}
 
 @pytest.fixture
 def pipe(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
-    monkeypatch.setattr("lineardit.pipeline.memory.resident_bytes", lambda: HELD)
+    monkeypatch.setattr("lineardit.interop.bound.resident_bytes", lambda: HELD)
     return Pipeline.from_pretrained(tiny_model, device="cpu")
 
 
@@ -79,7 +79,7 @@ def test_in_bands_the_picture_is_the_same(pipe: Pipeline, monkeypatch: pytest.Mo
     seen = rows_seen(monkeypatch, pipe)
     pipe.limit_memory(10**9)
     with monkeypatch.context() as patched:
-        patched.setattr("lineardit.pipeline.memory.tallest", lambda part, *_: Fit(part, 2, 0))
+        patched.setattr("lineardit.interop.bound.tallest", lambda part, *_: Fit(part, 2, 0))
         torch.testing.assert_close(pipe(CAT, **SIZE, **call).images, whole, rtol=0, atol=1e-5)
     assert seen == {"transformer": {2}, "encode": {2}, "decode": {2}}
     pipe.limit_memory(None)

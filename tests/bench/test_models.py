@@ -129,7 +129,7 @@ def test_a_budget_of_nothing_only_counts(tiny: None) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
-        ("_operations_per_second", 1.0, "a step would take 2,304 s, over 5 s"),
+        ("operations_per_second", 1.0, "a step would take 2,304 s, over 5 s"),
         ("available_memory", 100.0, "weights of 0.0 GB, free are 0.0 GB"),
         ("answer_of", LineardiTError("the measured process failed: exit code -9"), "no more memory"),
     ],
@@ -149,7 +149,7 @@ def test_what_does_not_fit_is_left_out_with_the_reason(
 
 
 def test_a_decoder_that_would_take_too_long_is_left_out(tiny: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "_operations_per_second", lambda device, dtype: 500.0)
+    monkeypatch.setattr(models, "operations_per_second", lambda *_: 500.0)
     (row,) = measure_models(["tiny"], [64], CPU, "fp32", 5.0)
     assert row.timed.step_seconds is not None and row.timed.decode_seconds is None
     assert row.timed.left_out == "decoding would take 6 s, over 5 s"

@@ -11,6 +11,10 @@ from lineardit.bench.memory import peak_memory
 from lineardit.kernels.allocator import keep_freed_memory, return_freed_memory
 
 LEAST_CALLS, MOST_CALLS = 3, 50
+SETTLING = 3
+"""Calls on a CPU after which memory that is kept has found its places."""
+PROBING = 1.0
+"""Seconds that a machine's rate is worth."""
 
 
 class Cost(NamedTuple):
@@ -28,7 +32,8 @@ def measure(work: Callable[[], object], device: torch.device, budget: float) -> 
     """Time `work`, about `budget` seconds long. The first call warms up and counts its memory.
 
     On a CPU large blocks are given back to the system in the first call, so that what it takes is seen, and
-    kept in those that are timed, as in every process that draws or trains.
+    kept in those that are timed, as in every process that draws or trains; some calls before these settle
+    where they lie.
     """
     if device.type == "cpu":
         return_freed_memory()
@@ -39,8 +44,17 @@ def measure(work: Callable[[], object], device: torch.device, budget: float) -> 
     if first > budget:
         return Cost(first, 1, peak.bytes)
     least = LEAST_CALLS if first <= budget / 2 else 1
+    if device.type == "cpu" and SETTLING * first <= budget:
+        for _ in range(SETTLING):
+            work()
     calls = min(MOST_CALLS, max(least, int(budget / max(first, 1e-9)) - 1))
     return Cost(statistics.median(_seconds(work, device) for _ in range(calls)), calls, peak.bytes)
+
+
+def operations_per_second(device: torch.device, dtype: torch.dtype, side: int) -> float:
+    """How fast this machine multiplies square matrices of that side; a multiply-add is two operations."""
+    left, right = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))
+    return 2 * side**3 / measure(lambda: left @ right, device, PROBING).seconds
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lineardit.autoencoder.model import Autoencoder
-from lineardit.bench.clock import measure
+from lineardit.bench.clock import measure, operations_per_second
 from lineardit.bench.memory import available_memory, peak_memory
 from lineardit.bench.pixart import PixArtLike
 from lineardit.bench.process import answer_of
 from lineardit.config.dit import dit_preset
 from lineardit.config.presets import autoencoder_preset, transformer_preset
 from lineardit.errors import InputError, LineardiTError
+from lineardit.kernels import native
 from lineardit.kernels.select import DTYPES
 from lineardit.transformer.dit import SoftmaxDiT
 from lineardit.transformer.model import Transformer
@@ -205,7 +206,7 @@ def measure_models(
 
     Raises: InputError for an unknown name.
     """
-    rate = None if budget == 0 else _operations_per_second(device, DTYPES[dtype])
+    rate = None if budget == 0 else operations_per_second(device, DTYPES[dtype], PROBE)
     for name in names:
         subject = subject_named(name)
         if subject.package and not importlib.util.find_spec(subject.package):
@@ -255,6 +256,8 @@ def time_network(
     """
     subject, place, precision = subject_named(name), torch.device(device), DTYPES[dtype]
     torch.set_num_threads(threads)
+    if place.type == "cpu":
+        native.use("auto")  # as `lineardit generate` does
     side = pixels // subject.decoder.stride
     answer: dict[str, Any] = {}
     try:
@@ -345,11 +348,6 @@ def _flops(network: nn.Module, *inputs: Tensor, **named: Any) -> int:
     with FlopCounterMode(display=False) as counter:
         network(*inputs, **named)
     return int(counter.get_total_flops())
-
-
-def _operations_per_second(device: torch.device, dtype: torch.dtype) -> float:
-    left, right = (torch.ones(PROBE, PROBE, device=device, dtype=dtype) for _ in range(2))
-    return 2 * PROBE**3 / measure(lambda: left @ right, device, 0.1).seconds
 
 
 def limit_memory(device: str) -> None:

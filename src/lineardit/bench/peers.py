@@ -1,7 +1,7 @@
 """SANA's transformer and decoder beside those of diffusers, with the same weights, each in its own process.
 
-A speed counts only once the outputs were compared. Every contender draws the same weights and inputs from one
-seed, runs the same sizes, and writes what it computed; the first one is what the others are held against.
+A speed counts only once the outputs were compared. Every contender reads the same weights and inputs, runs
+the same sizes, and writes what it computed; the first one is what the others are held against.
 """
 
 import statistics
@@ -14,18 +14,21 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
+from lineardit.autoencoder.bands import decode_in_bands
 from lineardit.autoencoder.model import Autoencoder
 from lineardit.bench.process import answer_of
 from lineardit.config.presets import autoencoder_preset, transformer_preset
-from lineardit.errors import InputError, LineardiTError
+from lineardit.errors import InputError, LineardiTError, MemoryLimitError
+from lineardit.interop.bound import MemoryBound
 from lineardit.interop.diffusers import from_diffusers_autoencoder, from_diffusers_transformer
 from lineardit.interop.diffusers_config import (
     autoencoder_config_to_diffusers,
     transformer_config_to_diffusers,
 )
 from lineardit.kernels import native
-from lineardit.kernels.allocator import keep_freed_memory, resident_bytes
+from lineardit.kernels.allocator import keep_freed_memory, resident_bytes, return_freed_memory
 from lineardit.kernels.select import DTYPES
 from lineardit.nn.int8 import quantize_linears
 from lineardit.transformer.model import Transformer
@@ -39,6 +42,10 @@ PARTS = ("step", "decode")
 NEAR = {"fp32": 1e-3, "bf16": 0.06}
 """Root mean square of the difference over the deviation of the first contender's output, at most."""
 SEED = 7
+LONG = 6
+LARGE = 2048
+"""Side of the matrix product whose rate is the limit."""
+CPU = torch.device("cpu")
 
 
 class Contender(NamedTuple):
@@ -48,12 +55,15 @@ class Contender(NamedTuple):
     """diffusers or lineardit."""
     compiled: bool = False
     kept: bool = False
-    """Freed memory is kept (`kernels.allocator`)."""
+    """Freed memory is kept (`kernels.allocator`); otherwise that is left to the system."""
     passes: str = "torch"
     int8: bool = False
     """The transformer's layers are int8 (`nn.int8`)."""
+    share: float = 0.0
+    """Of the most that the first contender held: what is allowed, in bands. 0 sets no bound."""
 
 
+SHARE = 0.6
 CONTENDERS = {
     "diffusers": Contender("diffusers"),
     "diffusers, memory kept": Contender("diffusers", kept=True),
@@ -61,6 +71,7 @@ CONTENDERS = {
     "lineardit, torch": Contender("lineardit", kept=True),
     "lineardit, native": Contender("lineardit", kept=True, passes="native"),
     "lineardit, int8": Contender("lineardit", kept=True, passes="native", int8=True),
+    f"lineardit, {SHARE:.0%} of the memory": Contender("lineardit", passes="native", share=SHARE),
 }
 
 
@@ -73,20 +84,34 @@ class Measured(NamedTuple):
     seconds: float
     """Median."""
     calls: int
+    """Of which this is the median; 0 where the first call was so long that it alone was made."""
     first: float
     """Seconds of the first call: warming up and compiling."""
     once: float
     """Seconds that are spent once a picture, in reading the prompt."""
+    held: int | None
+    """Bytes that the process held before: the weights of all parts, and the libraries."""
     peak: int | None
-    """Bytes that the process held at most, weights included."""
+    """Bytes that it held at most."""
     apart: float
     """From the first contender's output, over its deviation."""
 
 
+class LeftOut(NamedTuple):
+    """One contender at one size that could not be measured."""
+
+    contender: str
+    part: str
+    pixels: int
+    reason: str
+
+
 def measure_peers(
     names: Sequence[str], parts: Sequence[str], pixels: Sequence[int], dtype: str, budget: float, threads: int
-) -> Iterator[Measured]:
-    """Rows, contender by contender; each measurement takes about `budget` seconds, three calls at least.
+) -> Iterator[Measured | LeftOut]:
+    """Rows, size by size; each measurement takes about `budget` seconds, three calls at least.
+
+    A call of more than `LONG` budgets is made once. One that does not fit the memory is left out.
 
     Raises:
         InputError: an unknown contender or dtype.
@@ -97,147 +122,262 @@ def measure_peers(
             raise InputError(f"unknown contender {name!r}. Use some of {'; '.join(CONTENDERS)}.")
     if dtype not in NEAR:
         raise InputError(f"dtype={dtype} is not compared. Use one of {', '.join(NEAR)}.")
-    first: dict[str, Tensor] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for number, name in enumerate(names):
-            place = Path(folder) / f"{number}.safetensors"
-            given = [list(CONTENDERS[name]), list(parts), list(pixels), dtype, budget, threads, str(place)]
-            answers = answer_of(_CHILD, given)
-            outputs = load_file(place)
-            first = first or outputs
-            for key, answer in answers.items():
-                part, size = key.split(" ")
-                off = _apart(outputs[key], first[key])
-                near = NEAR["bf16" if CONTENDERS[name].int8 else dtype]
-                if not off <= near:
-                    raise LineardiTError(
-                        f"{name} is {off:.1e} from {names[0]} in {key} pixels, more than {near:g}: "
-                        "no speed is told."
-                    )
-                yield Measured(name, part, int(size), **answer, apart=off)
+        answer_of(_WRITES, [folder, list(parts), dtype])
+        for size in pixels:
+            yield from _at(size, names, parts, dtype, [folder, budget, threads])
 
 
-_CHILD = """
+def _at(
+    size: int, names: Sequence[str], parts: Sequence[str], dtype: str, rest: Sequence[Any]
+) -> Iterator[Measured | LeftOut]:
+    """All contenders at one size."""
+    wanted: dict[str, Tensor] = {}
+    most = 0
+    for name in names:
+        own = CONTENDERS[name]
+        allowed = int(own.share * most)
+        answers = answer_of(_MEASURES, [list(own), list(parts), size, dtype, allowed, *rest])
+        outputs = load_file(_outputs(rest[0]))
+        if name == names[0]:
+            wanted, most = outputs, max((answer.get("peak") or 0 for answer in answers.values()), default=0)
+        for part, answer in answers.items():
+            if "reason" in answer:
+                yield LeftOut(name, part, size, **answer)
+                continue
+            off = _apart(outputs[part], wanted[part]) if part in wanted else 0.0
+            near = NEAR["bf16" if own.int8 else dtype]
+            if not off <= near:
+                raise LineardiTError(
+                    f"{name} is {off:.1e} from {names[0]} in {part} {size} pixels, more than {near:g}: "
+                    "no speed is told."
+                )
+            yield Measured(name, part, size, **answer, apart=off)
+
+
+def operations(part: str, size: int) -> int:
+    """What a call has to compute, counted: for tokens that are there, without what is done once a picture."""
+    side = size // STRIDE
+    with torch.device("meta"), torch.no_grad():
+        if part == "decode":
+            whole = autoencoder_preset(AUTOENCODER)
+            decoder, latents = Autoencoder(whole).decoder, torch.empty(1, whole.latent_channels, side, side)
+            with FlopCounterMode(display=False) as counter:
+                decoder(latents)
+        else:
+            config = transformer_preset(TRANSFORMER)
+            transformer = Transformer(config)
+            read = transformer.read(torch.empty(2, sum(TOLD) // 2, config.text_width))
+            with FlopCounterMode(display=False) as counter:
+                transformer(torch.empty(2, config.latent_channels, side, side), torch.empty(2), read)
+    return int(counter.get_total_flops())
+
+
+_WRITES = """
+from lineardit.bench.peers import write_weights
+print(json.dumps(write_weights(*arguments)))
+"""
+_MEASURES = """
+from lineardit.bench.models import limit_memory
 from lineardit.bench.peers import run_contender
+limit_memory("cpu")
 print(json.dumps(run_contender(*arguments)))
 """
+
+
+def write_weights(folder: str, parts: Sequence[str], dtype: str) -> None:
+    """The same random weights for both packages, each in its own names."""
+    for part in parts:
+        kind, options, convert = _PEERS[part]()
+        torch.manual_seed(SEED)
+        network = kind(**options).to(DTYPES[dtype])
+        theirs = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+        save_file(theirs, _weights(folder, part, "diffusers"))
+        ours = {name: tensor.contiguous() for name, tensor in convert(theirs).items()}
+        save_file(ours, _weights(folder, part, "lineardit"))
 
 
 def run_contender(
     contender: Sequence[Any],
     parts: Sequence[str],
-    pixels: Sequence[int],
+    size: int,
     dtype: str,
+    allowed: int,
+    folder: str,
     budget: float,
     threads: int,
-    place: str,
 ) -> dict[str, dict[str, Any]]:
-    """Measure in this process, write the outputs to `place`, and return the fields of `Measured`."""
+    """Measure in this process, write the outputs into `folder`, and return the fields of `Measured`.
+
+    All networks are loaded before anything is measured, as in a process that draws pictures.
+    """
     own = Contender(*contender)
     if threads:
         torch.set_num_threads(threads)
-    answers, outputs = {}, {}
-    for part in parts:
-        with torch.no_grad():
-            work = (_stepping if part == "step" else _decoding)(own, DTYPES[dtype])
-            if own.kept:
-                keep_freed_memory()
-            native.use(own.passes)
-            for size in pixels:
-                begin = time.perf_counter()
-                call = work(size)
-                once = time.perf_counter() - begin
-                _forget_peak()
-                seconds, out = _timed(call, budget)
-                outputs[f"{part} {size}"] = out.float().contiguous()
-                answers[f"{part} {size}"] = {
-                    "seconds": statistics.median(seconds[1:]),
-                    "calls": len(seconds) - 1,
-                    "first": seconds[0],
-                    "once": once,
-                    "peak": resident_bytes("VmHWM"),
-                }
-        del work, call
-    save_file(outputs, place)
+    answers: dict[str, dict[str, Any]] = {}
+    outputs: dict[str, Tensor] = {}
+    with torch.no_grad():
+        return_freed_memory()  # what loading took and gave back is nobody's
+        native.use(own.passes)
+        loaded = {part: _LOADS[part](own, folder, DTYPES[dtype]) for part in parts}
+        if own.kept:
+            keep_freed_memory()
+        for part, work in loaded.items():
+            try:
+                answers[part], outputs[part] = _cost(work, size, allowed, budget)
+            except (RuntimeError, MemoryError, MemoryLimitError) as error:
+                if "memory" not in str(error) and not isinstance(error, MemoryError):
+                    raise
+                own_words = isinstance(error, MemoryLimitError)
+                answers[part] = {"reason": str(error) if own_words else "does not fit the memory"}
+    save_file(outputs, _outputs(folder))
     return answers
 
 
-def _timed(call: Callable[[], Tensor], budget: float) -> tuple[list[float], Tensor]:
+Work = Callable[[int, int], Callable[[], Tensor]]
+"""(pixels a side, bytes allowed or 0) -> a call. What is done once a picture is done before that."""
+
+
+def _cost(work: Work, size: int, allowed: int, budget: float) -> tuple[dict[str, Any], Tensor]:
+    """The fields of `Measured`, and what was computed."""
+    begin = time.perf_counter()
+    call = work(size, allowed)
+    once = time.perf_counter() - begin
+    _forget_peak()
+    held = resident_bytes()
     seconds: list[float] = []
     while len(seconds) < 4 or (sum(seconds[1:]) < budget and len(seconds) < 40):
         begin = time.perf_counter()
         out = call()
         seconds.append(time.perf_counter() - begin)
-    return seconds, out
+        if seconds[0] > LONG * budget:
+            break
+    answer = {
+        "seconds": statistics.median(seconds[1:] or seconds),
+        "calls": len(seconds) - 1,
+        "first": seconds[0],
+        "once": once,
+        "held": held,
+        "peak": resident_bytes("VmHWM"),
+    }
+    return answer, out.float().contiguous()
 
 
-def _stepping(own: Contender, dtype: torch.dtype) -> Callable[[int], Callable[[], Tensor]]:
-    """(pixels) -> a guided step; what is done once a picture is done before it is returned."""
+def _loads_step(own: Contender, folder: str, dtype: torch.dtype) -> Work:
+    """A guided step."""
     from diffusers import SanaTransformer2DModel
 
     config = transformer_preset(TRANSFORMER)
-    theirs = _built(SanaTransformer2DModel, transformer_config_to_diffusers(config), dtype)
     mask = torch.arange(TOKENS) < torch.tensor(TOLD)[:, None]
     text = _randn(2, TOKENS, config.text_width).to(dtype)
     times = torch.full((2,), 0.6)
     if own.package == "diffusers":
+        theirs = _loaded(
+            SanaTransformer2DModel, _PEERS["step"]().options, _weights(folder, "step", own.package)
+        )
         network = torch.compile(theirs) if own.compiled else theirs
 
-        def their_step(size: int) -> Callable[[], Tensor]:
+        def their_step(size: int, _: int) -> Callable[[], Tensor]:
             latents = _latents(config.latent_channels, size).to(dtype)
             given = {"timestep": times * config.time_scale, "encoder_attention_mask": mask.to(dtype)}
             return lambda: network(latents, text, **given, return_dict=False)[0]
 
         return their_step
-    ours = _ours(Transformer, config, from_diffusers_transformer(config, theirs.state_dict()))
-    del theirs
+    ours = _loaded(Transformer, {"config": config}, _weights(folder, "step", own.package))
     if own.int8:
-        native.use(own.passes)
         quantize_linears(ours.blocks)
 
-    def our_step(size: int) -> Callable[[], Tensor]:
+    def our_step(size: int, allowed: int) -> Callable[[], Tensor]:
         latents, read = _latents(config.latent_channels, size).to(dtype), ours.read(text, mask)
-        return lambda: ours(latents, times, read)
+        rows = None
+        if allowed:
+            bound = MemoryBound.beside_held(allowed, CPU)
+            fit = bound.denoising(config, None, size // STRIDE, size // STRIDE, dtype, len(latents))
+            bound.check([fit], size, size)
+            rows = fit.rows
+        return lambda: ours(latents, times, read, rows=rows)
 
     return our_step
 
 
-def _decoding(own: Contender, dtype: torch.dtype) -> Callable[[int], Callable[[], Tensor]]:
+def _loads_decode(own: Contender, folder: str, dtype: torch.dtype) -> Work:
+    """Latents to pixels."""
     from diffusers import AutoencoderDC
 
     config = autoencoder_preset(AUTOENCODER)
-    theirs = _built(AutoencoderDC, autoencoder_config_to_diffusers(config), dtype)
     scale = config.latent_scale[0]
     if own.package == "diffusers":
+        theirs = _loaded(AutoencoderDC, _PEERS["decode"]().options, _weights(folder, "decode", own.package))
         decode = torch.compile(theirs.decoder) if own.compiled else theirs.decoder
 
-        def their_decode(size: int) -> Callable[[], Tensor]:
+        def their_decode(size: int, _: int) -> Callable[[], Tensor]:
             latents = _latents(config.latent_channels, size)[:1].to(dtype)
             return lambda: decode(latents)
 
         return their_decode
-    state = from_diffusers_autoencoder(config, theirs.state_dict())
-    ours = _ours(Autoencoder, config, state).to(dtype)  # shift and scale too
-    del theirs
+    ours = _loaded(Autoencoder, {"config": config}, _weights(folder, "decode", own.package)).to(dtype)
 
-    def our_decode(size: int) -> Callable[[], Tensor]:
+    def our_decode(size: int, allowed: int) -> Callable[[], Tensor]:
         latents = _latents(config.latent_channels, size)[:1].to(dtype) * scale
-        return lambda: ours.decode(latents)
+        rows = None
+        if allowed:
+            bound = MemoryBound.beside_held(allowed, CPU)
+            fit = bound.decoding(config, size, size, dtype)
+            bound.check([fit], size, size)
+            rows = fit.rows
+        return lambda: ours.decode(latents) if rows is None else decode_in_bands(ours, latents, rows)
 
     return our_decode
 
 
-def _built(kind: Any, options: Mapping[str, Any], dtype: torch.dtype) -> Any:
-    torch.manual_seed(SEED)
-    network = kind(**{key: value for key, value in options.items() if key != "_class_name"})
-    return network.to(dtype).eval()
+_LOADS = {"step": _loads_step, "decode": _loads_decode}
 
 
-def _ours(kind: Any, config: Any, state: Mapping[str, Tensor]) -> Any:
+class _Peer(NamedTuple):
+    """A network of diffusers, and its weights in our names."""
+
+    kind: Any
+    options: Mapping[str, Any]
+    convert: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+
+
+def _peer_transformer() -> _Peer:
+    from diffusers import SanaTransformer2DModel
+
+    config = transformer_preset(TRANSFORMER)
+    options = _options(transformer_config_to_diffusers(config))
+    return _Peer(SanaTransformer2DModel, options, lambda state: from_diffusers_transformer(config, state))
+
+
+def _peer_autoencoder() -> _Peer:
+    from diffusers import AutoencoderDC
+
+    config = autoencoder_preset(AUTOENCODER)
+    options = _options(autoencoder_config_to_diffusers(config))
+    return _Peer(AutoencoderDC, options, lambda state: from_diffusers_autoencoder(config, state))
+
+
+_PEERS: Mapping[str, Callable[[], _Peer]] = {"step": _peer_transformer, "decode": _peer_autoencoder}
+
+
+def _options(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if key != "_class_name"}
+
+
+def _loaded(kind: Any, options: Mapping[str, Any], place: str) -> Any:
     with torch.device("meta"):
-        network = kind(config)
-    network.load_state_dict(state, assign=True)
+        network = kind(**options)
+    # Copies: a file that is mapped would count as held.
+    network.load_state_dict({name: each.clone() for name, each in load_file(place).items()}, assign=True)
     return network.eval()
+
+
+def _weights(folder: str, part: str, package: str) -> str:
+    return str(Path(folder) / f"{part}-{package}.safetensors")
+
+
+def _outputs(folder: str) -> str:
+    return str(Path(folder) / "outputs.safetensors")
 
 
 def _latents(channels: int, size: int) -> Tensor:

@@ -168,9 +168,13 @@ def _models(only: str | None, pixels: list[int] | None, budget: float, device: s
 def _peers(
     what: str, only: str | None, pixels: list[int] | None, budget: float, dtype: str, threads: int
 ) -> str:
-    from lineardit.bench.peers import CONTENDERS, PARTS, STRIDE, measure_peers
-    from lineardit.bench.peers_report import peers_page
+    import torch
+
+    from lineardit.bench.clock import operations_per_second
+    from lineardit.bench.peers import CONTENDERS, LARGE, PARTS, STRIDE, measure_peers, operations
+    from lineardit.bench.peers_report import Limit, peers_page
     from lineardit.bench.stamp import hardware_stamp, stamp_line
+    from lineardit.kernels.select import DTYPES
 
     names = list(CONTENDERS) if only is None else [name.strip() for name in only.split(";")]
     sizes = pixels or [512, 1024]
@@ -179,7 +183,9 @@ def _peers(
             raise InputError(f"pixels={size} is not a multiple of {STRIDE}, the pixels per latent. Use 512.")
     parts = PARTS if what == "peers" else (what,)
     rows = list(measure_peers(names, parts, sizes, dtype, budget, threads))
-    return peers_page(f"{stamp_line(hardware_stamp())}; {dtype}.", rows)
+    rate = operations_per_second(torch.device("cpu"), DTYPES[dtype], LARGE)
+    limit = Limit({(part, size): operations(part, size) for part in parts for size in sizes}, rate)
+    return peers_page(f"{stamp_line(hardware_stamp())}; {dtype}.", rows, limit)
 
 
 def _listed(numbers: set[int]) -> str:

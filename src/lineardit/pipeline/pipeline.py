@@ -20,11 +20,11 @@ from lineardit.diffusion.predictions import ddpm_prediction
 from lineardit.diffusion.randomness import seeded_noise
 from lineardit.diffusion.states import State
 from lineardit.errors import InputError, NotFiniteError, check_multiple
+from lineardit.interop.bound import MemoryBound
 from lineardit.pipeline.article import ArticleNetwork
 from lineardit.pipeline.classes import ClassConditioning, DiTNetwork, class_trajectory
 from lineardit.pipeline.conditioning import Conditioning, TextConditioning
 from lineardit.pipeline.discrete import DiscreteTrajectory
-from lineardit.pipeline.memory import MemoryBound
 from lineardit.pipeline.model import Model
 from lineardit.pipeline.networks import Network, SanaNetwork
 from lineardit.pipeline.sampling import Sampling
