@@ -1,0 +1,155 @@
+"""How time and memory of a picture grow with its pixels: softmax DiT, diffusers' SANA and ours.
+
+    python benchmarks/growth.py                  512 to 4096 pixels a side, about half an hour on two cores
+    python benchmarks/growth.py --pixels 512,1024
+
+writes benchmarks/results/growth.md, growth-time.svg and growth-memory.svg. SANA-0.6B and the f32c32 decoder
+are those of `lineardit bench peers`, with the same random weights in both packages; DiT-XL/2 and its decoder
+are those of `lineardit bench models`, from 256 pixels on. A picture is 20 guided steps and its decoding.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from lineardit.bench.attention import exponent
+from lineardit.bench.models import Row, measure_models
+from lineardit.bench.peers import PARTS, STEPS, LeftOut, Measured, measure_peers
+from lineardit.bench.peers_report import picture_seconds
+from lineardit.bench.plot import line_plot
+from lineardit.bench.stamp import hardware_stamp, stamp_line
+from lineardit.bench.table import markdown_table, significant
+
+RESULTS = Path(__file__).parent / "results"
+QUADRATIC = "dit-xl/2"
+NAMES = {"diffusers": "SANA-0.6B, diffusers", "lineardit, native": "SANA-0.6B, lineardit"}
+SOFTMAX = "DiT-XL/2, softmax"
+
+
+class Picture(NamedTuple):
+    """What one picture takes; None where it was not measured, and `left_out` says why."""
+
+    who: str
+    pixels: int
+    seconds: float | None
+    taken: int | None
+    """Bytes at most, beyond those held before: weights and libraries."""
+    peak: int | None
+    """Bytes that the process held at most."""
+    left_out: str = ""
+
+
+def of_peers(rows: Sequence[Measured | LeftOut]) -> list[Picture]:
+    """A picture for each contender and size, made of its two parts."""
+    pictures = []
+    for who, pixels in dict.fromkeys((row.contender, row.pixels) for row in rows):
+        parts = {row.part: row for row in rows if (row.contender, row.pixels) == (who, pixels)}
+        reasons = [f"{row.part}: {row.reason}" for row in parts.values() if isinstance(row, LeftOut)]
+        step, decode = parts["step"], parts["decode"]
+        if isinstance(step, LeftOut) or isinstance(decode, LeftOut):
+            pictures.append(Picture(NAMES[who], pixels, None, None, None, "; ".join(reasons)))
+            continue
+        taken = [row.peak - row.held for row in (step, decode) if row.peak and row.held]
+        peak = max(row.peak or 0 for row in (step, decode))
+        pictures.append(Picture(NAMES[who], pixels, picture_seconds(step, decode), max(taken), peak))
+    return pictures
+
+
+def of_softmax(row: Row) -> Picture:
+    """Beyond its weights, whose number is counted."""
+    counted, timed = row
+    if timed.step_seconds is None or timed.decode_seconds is None:
+        return Picture(SOFTMAX, counted.pixels, None, None, None, timed.left_out)
+    seconds = STEPS * timed.step_seconds + timed.decode_seconds
+    weights = counted.parameters * torch.bfloat16.itemsize
+    peaks = [(timed.step_peak or 0) - weights, timed.decode_peak or 0]
+    return Picture(SOFTMAX, counted.pixels, seconds, max(peaks), max(timed.step_peak or 0, peaks[1]))
+
+
+def page(pictures: Sequence[Picture], pixels: str, budget: float) -> str:
+    """The table, and the fitted exponents."""
+    header = ["who", "pixels a side", "s a picture", "GB beyond weights", "peak, GB", "left out"]
+    cells = [
+        [
+            each.who,
+            str(each.pixels),
+            "-" if each.seconds is None else significant(each.seconds),
+            "-" if each.taken is None else significant(each.taken / 1e9),
+            "-" if each.peak is None else significant(each.peak / 1e9),
+            each.left_out or "-",
+        ]
+        for each in pictures
+    ]
+    lines = []
+    for who in dict.fromkeys(each.who for each in pictures):
+        times = {x: y for x, y in points(pictures, who, "seconds")}
+        bytes_ = {x: y for x, y in points(pictures, who, "taken")}
+        time, memory = exponent(times), exponent(bytes_)
+        if time is not None and memory is not None:
+            lines.append(
+                f"- {who}: time grows with pixels to the power of {time:.2f}, memory beyond the weights of "
+                f"{memory:.2f} ({len(times)} sizes)"
+            )
+    return (
+        "# How a picture grows\n\n"
+        f"`python benchmarks/growth.py --pixels {pixels} --budget {budget:g}`; "
+        f"{stamp_line(hardware_stamp())}; bf16, random weights.\n\n"
+        f"A picture is {STEPS} guided steps and its decoding. Seconds are medians after a first call, or it "
+        "call where it is long. GB beyond weights is the most that a part took beyond what its process held "
+        "before.\n\n"
+        f"{markdown_table(header, cells)}\n\n" + "\n".join(lines) + "\n\n"
+        "![time](growth-time.svg)\n\n![memory](growth-memory.svg)\n"
+    )
+
+
+def points(pictures: Sequence[Picture], who: str, what: str) -> list[tuple[int, float]]:
+    """(pixels in all, value) of those that were measured."""
+    own = [(each.pixels**2, getattr(each, what)) for each in pictures if each.who == who]
+    return [(pixels, value) for pixels, value in own if value is not None]
+
+
+def plot(pictures: Sequence[Picture], what: str, title: str, label: str, unit: float) -> str:
+    """Both axes logarithmic: a straight line of slope 1 is linear growth."""
+    series = {
+        who: [(x, y / unit) for x, y in points(pictures, who, what)]
+        for who in dict.fromkeys(each.who for each in pictures)
+    }
+    kept = {who: line for who, line in series.items() if line}
+    return line_plot(kept, title=title, x_label="pixels", y_label=label, log_x=True, log_y=True)
+
+
+def main() -> None:
+    """Measure, draw, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--pixels", default="512,1024,2048,4096")
+    parser.add_argument("--budget", type=float, default=10.0, help="seconds a measurement of SANA")
+    parser.add_argument(
+        "--softmax-budget", type=float, default=120.0, help="the most that a call of DiT may take"
+    )
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    sizes = [int(word) for word in options.pixels.split(",")]
+    pictures = []
+    for row in measure_models(
+        [QUADRATIC], [256, *sizes], torch.device("cpu"), "bf16", options.softmax_budget
+    ):
+        pictures.append(of_softmax(row))
+        sys.stderr.write(f"{pictures[-1]}\n")
+    rows = []
+    for each in measure_peers([*NAMES], PARTS, sizes, "bf16", options.budget, 0):
+        rows.append(each)
+        sys.stderr.write(f"{each}\n")
+    pictures += sorted(of_peers(rows), key=lambda each: (each.who, each.pixels))
+    (options.output / "growth.md").write_text(page(pictures, options.pixels, options.budget), "utf-8")
+    time = plot(pictures, "seconds", "Time of a picture", "seconds", 1)
+    (options.output / "growth-time.svg").write_text(time, "utf-8")
+    memory = plot(pictures, "taken", "Memory of a picture beyond the weights", "GB", 1e9)
+    (options.output / "growth-memory.svg").write_text(memory, "utf-8")
+
+
+if __name__ == "__main__":
+    main()
