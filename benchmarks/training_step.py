@@ -88,12 +88,15 @@ class Contender(NamedTuple):
     padded: bool = False
     """Whether prompts are padded as the shape says instead of to the longest of the batch."""
     passes: str = "torch"
+    kept: bool = True
+    """Whether freed memory is kept, as `lineardit train` does; otherwise that is left to the system."""
 
 
 CONTENDERS = {
-    "diffusers": Contender("diffusers", padded=True),
-    "diffusers, padding cut": Contender("diffusers"),
-    "diffusers compiled": Contender("diffusers", compiled=True, padded=True),
+    "diffusers": Contender("diffusers", padded=True, kept=False),
+    "diffusers, memory kept": Contender("diffusers", padded=True),
+    "diffusers, memory kept, padding cut": Contender("diffusers"),
+    "diffusers compiled, memory kept": Contender("diffusers", compiled=True, padded=True),
     "lineardit, torch": Contender("lineardit"),
     "lineardit, native": Contender("lineardit", passes="native"),
 }
@@ -251,8 +254,9 @@ def contend(name: str, shape_name: str, steps: int, threads: int, compare: bool,
     """Measure in this process; print seconds and peak, and leave losses and gradients at `place`."""
     if threads:
         torch.set_num_threads(threads)
-    keep_freed_memory()
     own, shape = CONTENDERS[name], shapes()[shape_name]
+    if own.kept:
+        keep_freed_memory()
     ready = theirs(own, shape) if own.package == "diffusers" else ours(own, shape)
     if compare:
         found: dict[str, Tensor] = {}
@@ -360,7 +364,8 @@ def speed_page(parts: Sequence[tuple[Shape, list[list[str]]]], steps: int, round
     return "\n\n".join(
         [
             "# Training steps side by side with diffusers",
-            f"{stamp_line(hardware_stamp())}; bf16 autocast, AdamW, clipping, freed memory kept by all.",
+            f"{stamp_line(hardware_stamp())}; bf16 autocast, AdamW, clipping; freed memory is kept by ours and where it "
+            "says so.",
             f"The same weights, batches and loss; medians of {steps * rounds} steps after a first one, each "
             "contender in a process of its own, in turn. Loss and gradients were compared before a speed was "
             "told (length of the difference over length). diffusers' step is that of its training scripts, "
