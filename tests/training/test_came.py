@@ -1,9 +1,11 @@
 """CAME against its definition in float64, written from the paper."""
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from lineardit.training.came import CAME
+from lineardit.kernels.live import peak_bytes
+from lineardit.training.came import CAME, IN_HAND
 
 BETAS = (0.9, 0.99, 0.999)
 
@@ -85,3 +87,13 @@ def test_what_has_no_gradient_stays() -> None:
     optimizer = CAME([still], 0.1, weight_decay=0.5)
     optimizer.step()
     assert torch.equal(still, torch.ones(3, 3)) and not optimizer.state
+
+
+@pytest.mark.parametrize("shape", [(300, 200), (40, 30, 5, 5), (1, 60_000)])
+def test_an_update_takes_no_more_matrices_at_once_than_it_says(shape: tuple[int, ...]) -> None:
+    weight = nn.Parameter(torch.randn(shape))
+    optimizer = CAME([weight], 0.1)
+    weight.grad = torch.randn(shape)
+    optimizer.step()
+    taken = peak_bytes(optimizer.step)
+    assert taken == pytest.approx(IN_HAND * 4 * weight.numel(), rel=0.05)

@@ -13,6 +13,8 @@ TINY_SQUARE = 1e-30
 """Added to squared gradients (epsilon 1 of the paper)."""
 TINY_DISTANCE = 1e-16
 """Added to squared distances of a step from its mean (epsilon 2)."""
+IN_HAND = 2
+"""Matrices of the size of a weight that its update takes at once."""
 LARGEST_STEP = 1.0
 """Root mean square over which a step is scaled down (d of the paper)."""
 
@@ -65,16 +67,19 @@ class CAME(Optimizer):
             else:
                 state["square"] = torch.zeros_like(parameter)
         weight, mean, g = _local(parameter), _local(state["mean"]), _local(gradient)
+        squares = g.square().add_(TINY_SQUARE)
         if rows.factored:
-            root = rows.root(state, "square", g.square() + TINY_SQUARE, second)
+            root = rows.root(state, "square", squares, second)
         else:
-            root = _local(state["square"]).lerp_(g.square() + TINY_SQUARE, 1 - second).sqrt()
-        step = g / root
-        step /= (rows.mean(step.square()).sqrt() / LARGEST_STEP).clamp_min(1)
+            root = _local(state["square"]).lerp_(squares, 1 - second).sqrt()
+        step = torch.div(g, root, out=root)
+        step /= (rows.mean(torch.square(step, out=squares)).sqrt() / LARGEST_STEP).clamp_min(1)
         mean.lerp_(step, 1 - first)
         if rows.factored:
-            distance = (step - mean).square_() + TINY_DISTANCE
-            step = mean / rows.root(state, "distance", distance, third)
+            distance = torch.sub(step, mean, out=squares).square_().add_(TINY_DISTANCE)
+            del root, step
+            root = rows.root(state, "distance", distance, third)
+            step = torch.div(mean, root, out=root)
         else:
             step = mean
         weight.mul_(1 - group["lr"] * group["weight_decay"])

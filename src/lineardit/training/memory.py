@@ -26,6 +26,7 @@ from lineardit.config.models import TransformerConfig
 from lineardit.config.reconstruction import Learns
 from lineardit.config.runs import OptimizerConfig
 from lineardit.kernels.select import DTYPES
+from lineardit.training.came import IN_HAND
 from lineardit.training.optimizer import block_matrices
 from lineardit.training.parallel import blocks_of, checkpoint_blocks
 from lineardit.training.reconstruction import learn_only
@@ -225,8 +226,10 @@ def moment_bytes(model: nn.Module, optimizer: OptimizerConfig) -> int:
 def _memory(model: nn.Module, optimizer: OptimizerConfig, activations: int, device: str) -> TrainingMemory:
     weights = FLOAT * sum(parameter.numel() for parameter in model.parameters())
     gradients = FLOAT * sum(p.numel() for p in model.parameters() if p.requires_grad)
-    # While AdamW updates, the activations are gone, and on a GPU the roots of all second moments are there.
+    # While weights are updated, the activations are gone. On a GPU the roots of all second moments are there.
     updating = gradients if optimizer.optimizer in ("adamw", "muon") and device != "cpu" else 0
+    if optimizer.optimizer == "came":
+        updating = IN_HAND * FLOAT * max(p.numel() for p in model.parameters() if p.requires_grad)
     return TrainingMemory(
         weights, gradients, moment_bytes(model, optimizer), weights, max(activations, updating)
     )

@@ -1,5 +1,6 @@
 """One network in many processes: copies that average gradients (DDP), or rows of every tensor (FSDP2)."""
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -104,11 +105,18 @@ def synchronise(model: nn.Module, wanted: bool) -> None:
 
 
 def clip(model: nn.Module, longest: float) -> float:
-    """Scale all gradients down to a length of at most `longest`, and say how long they were."""
+    """Scale all gradients down to a length of at most `longest`, and say how long they were.
+
+    Those that are short enough, or not finite, are left as they are, and not read a second time.
+    """
     from torch.distributed.tensor import DTensor
 
-    norm = nn.utils.clip_grad_norm_(model.parameters(), longest)
-    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    learning = [each for each in model.parameters() if each.grad is not None]
+    norm = nn.utils.get_total_norm([each.grad for each in learning if each.grad is not None])
+    length = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    if longest <= length < math.inf:
+        nn.utils.clip_grads_with_norm_(learning, longest, norm)
+    return length
 
 
 @torch.no_grad()
