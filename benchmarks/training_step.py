@@ -364,8 +364,8 @@ def speed_page(parts: Sequence[tuple[Shape, list[list[str]]]], steps: int, round
     return "\n\n".join(
         [
             "# Training steps side by side with diffusers",
-            f"{stamp_line(hardware_stamp())}; bf16 autocast, AdamW, clipping; freed memory is kept by ours and "
-            "where it says so.",
+            f"{stamp_line(hardware_stamp())}; bf16 autocast, AdamW, clipping; freed memory is kept by ours, "
+            "and where it says so.",
             f"The same weights, batches and loss; medians of {steps * rounds} steps after a first one, each "
             "contender in a process of its own, in turn. Loss and gradients were compared before a speed was "
             "told (length of the difference over length). diffusers' step is that of its training scripts, "
