@@ -58,3 +58,11 @@ def test_memory_that_was_given_back_counts() -> None:
 
 def test_what_is_available_is_part_of_what_there_is() -> None:
     assert 0 < available_memory(CPU) <= inspect_machine().memory
+
+
+def test_the_rate_of_a_machine_is_that_of_its_fastest_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([4.0, 2.0, *[8.0] * (clock.PROBES - 2)])
+    monkeypatch.setattr(clock, "_seconds", lambda work, device: (work(), next(seconds))[1])
+    for dtype in (torch.float32, torch.float16):
+        seconds = iter([4.0, 2.0, *[8.0] * (clock.PROBES - 2)])
+        assert clock.operations_per_second(CPU, dtype, 16) == 2 * 16**3 / 2.0

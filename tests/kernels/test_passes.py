@@ -81,8 +81,13 @@ CASES: dict[str, tuple[Callable[..., Any], Callable[..., Any], tuple[Tensor, ...
     "gated": (passes.depthwise_gated, gated, (PIXELS, TAPS, OFFSET)),
     "gated, whole vectors": (passes.depthwise_gated, gated, WIDE),
     "gated, one pixel": (passes.depthwise_gated, gated, (PIXELS[:, :1, :1], TAPS, OFFSET)),
+    "product": (
+        passes.linear,
+        lambda x, weight, bias: x @ weight.T + bias,
+        (X, randn(11, 37) / 6, randn(11)),
+    ),
     "SiLU of a product": (
-        passes.linear_silu,
+        lambda x, weight, bias: passes.linear(x, weight, bias, silu=True),
         lambda x, weight, bias: functional.silu(x @ weight.T + bias),
         (X, randn(11, 37) / 6, randn(11)),
     ),

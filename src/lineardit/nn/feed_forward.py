@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lineardit.kernels.passes import depthwise_gated, linear_silu
+from lineardit.kernels.passes import depthwise_gated, linear
 from lineardit.nn.int8 import Int8Linear
 from lineardit.nn.wide import Conv2d, Linear
 
@@ -40,7 +40,7 @@ def _activated(layer: nn.Module, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b 
         activated: Tensor = layer(x, silu=True)
         return activated
     if type(layer) is Linear and layer.weight.dtype != torch.float16:
-        return linear_silu(x, layer.weight, layer.bias)
+        return linear(x, layer.weight, layer.bias, silu=True)
     return functional.silu(layer(x))
 
 
