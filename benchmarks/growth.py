@@ -1,6 +1,6 @@
 """How time and memory of a picture grow with its pixels: softmax DiT, diffusers' SANA and ours.
 
-    python benchmarks/growth.py                  512 to 4096 pixels a side, about half an hour on two cores
+    python benchmarks/growth.py                  512 to 4096 pixels a side
     python benchmarks/growth.py --pixels 512,1024
 
 writes benchmarks/results/growth.md, growth-time.svg and growth-memory.svg. SANA-0.6B and the f32c32 decoder

@@ -195,3 +195,15 @@ def test_an_unknown_choice_is_refused() -> None:
         native.use("fast")
     with pytest.raises(InputError, match="kernel='native' needs the library in use"):
         linear_attention(randn(1, 1, 2, 3), randn(1, 1, 2, 3), randn(1, 1, 2, 3), kernel="native")
+
+
+@needs_compiler
+def test_without_onednn_torch_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, bias = X, randn(11, 37), randn(11)
+    with native.using("native"), torch.no_grad():
+        assert native.multiplies(x, weight, bias)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert not native.multiplies(x, weight, bias)
+        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+        assert not native.multiplies(x, weight, bias)
+        assert torch.equal(passes.linear(x, weight, bias), functional.linear(x, weight, bias))

@@ -33,7 +33,7 @@ def convolved(
     library = _takes(x, weight, bias)
     if library is not None and min(weight.shape[:2]) >= LEAST_CHANNELS:
         return _in_tiles(library, x, weight, bias, silu=silu)
-    if library is not None and silu:
+    if library is not None and silu and native.multiplies(x, weight, bias):
         # oneDNN applies the SiLU before it writes the sums.
         geometry = [1, 1], [1, 1], [1, 1], 1
         fused: Tensor = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, *geometry, "swish", [], "")

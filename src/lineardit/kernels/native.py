@@ -113,6 +113,12 @@ def takes(*tensors: Tensor | None) -> ctypes.CDLL | None:
     return None if _transformed() else _in_use
 
 
+def multiplies(*tensors: Tensor | None) -> bool:
+    """Whether oneDNN, where torch has it, may multiply these tensors beside the library."""
+    has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return has_onednn and not torch.is_autocast_enabled("cpu") and takes(*tensors) is not None
+
+
 def learns(*tensors: Tensor | None) -> ctypes.CDLL | None:
     """The library, if it is in use and can compute with these tensors and differentiate once (`gradients`).
 

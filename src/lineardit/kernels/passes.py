@@ -135,7 +135,7 @@ def linear(
     Beside the library oneDNN multiplies, and applies the SiLU before it writes the product. In float32 torch
     would ask MKL, which leaves a third of the rate of processors that are not Intel's unused.
     """
-    if native.takes(x, weight, bias) is not None and not torch.is_autocast_enabled("cpu"):
+    if native.multiplies(x, weight, bias):
         after = "swish" if silu else "none"
         product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, after, [], "")
         return product
