@@ -178,7 +178,7 @@ def test_a_library_that_is_off_is_not_used(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_without_a_compiler_torch_runs_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "compiler", lambda: None)
-    monkeypatch.setattr(native, "library_path", lambda: native.HEADER.with_suffix(".missing"))
+    monkeypatch.setattr(native, "library_path", lambda: native.HEADERS[0].with_suffix(".missing"))
     native.refusal.cache_clear()
     native._library.cache_clear()
     try:

@@ -11,8 +11,10 @@ from diffusers.models.transformers.sana_transformer import SanaAttnProcessor2_0
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lineardit.kernels import native
 from lineardit.kernels.reference import quadratic_linear_attention
 from lineardit.nn.attention import CrossAttention, LinearSelfAttention, MultiScaleLinearAttention
+from lineardit.nn.int8 import Int8Linear, quantize_linears
 from lineardit.nn.norm import ChannelRMSNorm
 
 WIDTH, HEAD_DIM = 21, 7
@@ -206,3 +208,67 @@ def test_multi_scale_attention_is_that_of_diffusers(
     ours.load_state_dict(joined(theirs, names))
     x = randn(2, WIDTH, height, width, seed=99)
     torch.testing.assert_close(x + ours(x), theirs(x), **EQUAL)
+
+
+def layer_and_prompts(
+    counts: tuple[int, ...], **options: bool
+) -> tuple[CrossAttention, Tensor, Tensor, Tensor]:
+    """A layer of three heads of seven channels, tokens, and prompts of different lengths with their mask."""
+    ours = CrossAttention(WIDTH, HEAD_DIM, **options)
+    filled(ours)
+    x, text = randn(len(counts), 17, WIDTH, seed=98), randn(len(counts), max(counts), WIDTH, seed=99)
+    return ours, x, text, torch.arange(max(counts)) < torch.tensor(counts)[:, None]
+
+
+@pytest.mark.parametrize(
+    ("counts", "chosen"),
+    [((2, 4), [True, True]), ((7, 1), [False, True]), ((3, 9, 3), [True, False, True]), ((8, 9), [])],
+)
+@torch.no_grad()
+def test_the_shortest_prompts_are_folded_as_long_as_they_take_no_more_room_than_the_layers(
+    counts: tuple[int, ...], chosen: list[bool]
+) -> None:
+    ours, x, text, mask = layer_and_prompts(counts)
+    with native.using("native"):
+        read = ours.read(text[mask], counts)
+        assert [each is not None for each in read.folded] == chosen
+        torch.testing.assert_close(ours(x, read), ours(x, text, mask), **EQUAL)
+        last = ours(x[1:], read.rows(1, len(counts)))
+        torch.testing.assert_close(last, ours(x[1:], text[1:], mask[1:]), **EQUAL)
+    # What was read for the library serves torch, too.
+    torch.testing.assert_close(ours(x, read), ours(x, text, mask), **EQUAL)
+
+
+@torch.no_grad()
+def test_a_norm_between_keeps_prompts_from_being_folded() -> None:
+    ours, x, text, mask = layer_and_prompts((2, 4), qk_norm=True)
+    with native.using("native"):
+        read = ours.read(text[mask], (2, 4))
+        assert read.folded == ()
+        torch.testing.assert_close(ours(x, read), ours(x, text, mask), **EQUAL)
+
+
+@torch.no_grad()
+def test_tokens_in_a_band_are_answered_as_in_the_whole() -> None:
+    ours, x, text, mask = layer_and_prompts((2, 4))
+    with native.using("native"):
+        read = ours.read(text[mask], (2, 4))
+        torch.testing.assert_close(ours(x[:, 3:9], read), ours(x, read)[:, 3:9], **EQUAL)
+
+
+@torch.no_grad()
+def test_layers_of_int8_are_folded_as_what_they_stand_for() -> None:
+    ours, x, text, mask = layer_and_prompts((1, 2))
+    quantize_linears(ours)
+    with native.using("native"):
+        read = ours.read(text[mask], (1, 2))
+        # Rows of int8 take a quarter of the room of float32.
+        assert [each is not None for each in read.folded] == [True, False]
+        exact = CrossAttention(WIDTH, HEAD_DIM)
+        state = ours.to_kv.state_dict(prefix="to_kv.")
+        for name in ("to_q", "to_out"):
+            layer = ours.get_submodule(name)
+            assert isinstance(layer, Int8Linear)
+            state |= {f"{name}.weight": layer.dequantized(), f"{name}.bias": layer.bias}
+        exact.load_state_dict(state)
+        torch.testing.assert_close(ours(x, read)[0], exact(x, text, mask)[0], **EQUAL)

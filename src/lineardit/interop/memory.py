@@ -93,7 +93,10 @@ def _transformer_bytes(
                 network(latents, times, read, **options)
 
         tokens = pictures * height * width // config.patch_size**2
-        held = 2 * pictures * PROMPT_TOKENS * readers
+        prompts = pictures * PROMPT_TOKENS
+        if _native:  # shorter ones are folded into as much room as the layers around them take
+            prompts = max(prompts, config.width)
+        held = 2 * prompts * readers
         if control is not None:  # what the blocks that are not run would add
             held += tokens * (control.depth - min(control.depth, LAYERS))
         return peak_bytes(run) + held * config.width * dtype.itemsize

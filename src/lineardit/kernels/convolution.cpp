@@ -4,7 +4,7 @@
 // by a matrix of its own, channels by channels, and the sums are mixed into the tile (gather). One thread takes some
 // tiles all the way, so that nothing of them leaves its cache.
 
-#include "lanes.h"
+#include "products.h"
 
 namespace {
 
@@ -48,50 +48,8 @@ struct Doubled {
     }
 };
 
-// Rows of tiles, and channels of the result, whose sums fit the registers.
-#ifdef __AVX512F__
-constexpr Size HEIGHT = 12, STRIP = 2 * LANES;
-#else
-constexpr Size HEIGHT = 6, STRIP = LANES;
-#endif
-// What one thread's tiles may take of its cache, and how few tiles are not worth fetching the kernels for.
-constexpr Size CACHE = 400 * 1024, FEWEST = 2 * HEIGHT;
-
-// Where numbers of type T are multiplied as they are, and in pairs.
-template <typename T> struct Factor {
-    using Type = float;
-    static constexpr Size PAIR = 1;
-};
-#ifdef __AVX512BF16__
-template <> struct Factor<Bf16> {
-    using Type = Bf16;
-    static constexpr Size PAIR = 2;
-};
-
-// out[t] = sum_i left[t, i] right[i] for HEIGHT rows; `right` has rows i and i + 1 number by number.
-inline void multiply_strip(const Bf16 *left, Size depth, const Bf16 *right, float *out) {
-    __m512 sums[HEIGHT][2];
-    for (Size t = 0; t < HEIGHT; ++t) sums[t][0] = sums[t][1] = _mm512_setzero_ps();
-    for (Size i = 0; i < depth; i += 2) {
-        const Bf16 *pairs = right + i * STRIP;
-        __m512bh first = (__m512bh)_mm512_loadu_si512(pairs), second = (__m512bh)_mm512_loadu_si512(pairs + 2 * LANES);
-#pragma GCC unroll 16
-        for (Size t = 0; t < HEIGHT; ++t) {
-            int pair;
-            std::memcpy(&pair, left + t * depth + i, sizeof pair);
-            __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
-            sums[t][0] = _mm512_dpbf16_ps(sums[t][0], both, first);
-            sums[t][1] = _mm512_dpbf16_ps(sums[t][1], both, second);
-        }
-    }
-    for (Size t = 0; t < HEIGHT; ++t)
-        for (Size half = 0; half < 2; ++half) _mm512_storeu_ps(out + t * STRIP + half * LANES, sums[t][half]);
-}
-#endif
-
-inline void multiply_strip(const float *left, Size depth, const float *right, float *out) {
-    multiply<HEIGHT>(left, depth, depth, right, STRIP, out, STRIP);
-}
+// How few tiles are not worth fetching the kernels for.
+constexpr Size FEWEST = 2 * HEIGHT;
 
 struct Shape {
     Size batch, height, width, channels, out;
@@ -101,7 +59,7 @@ struct Shape {
 template <typename Form, typename T, typename H>
 void mix_kernels(const T *weight, const Size *strides, H *kernels, Shape shape, Size deep) {
     constexpr Size KEPT = Form::KEPT, PAIR = Factor<T>::PAIR;
-    Size strips = (shape.out + STRIP - 1) / STRIP;
+    Size strips = strips_of(shape.out);
 #pragma omp parallel for collapse(2) schedule(static)
     for (Size strip = 0; strip < strips; ++strip)
         for (Size c = 0; c < deep; ++c)
@@ -179,7 +137,7 @@ void convolve(
     using H = typename Factor<T>::Type;
     constexpr Size KEPT = Form::KEPT, PLANES = KEPT * KEPT, SCALE = 2 / Form::STEP;
     Size height = SCALE * shape.height, width = SCALE * shape.width, columns = (width + 1) / 2;
-    Size tiles = (height + 1) / 2 * columns, deep = padded(shape.channels), strips = (shape.out + STRIP - 1) / STRIP;
+    Size tiles = (height + 1) / 2 * columns, deep = padded(shape.channels), strips = strips_of(shape.out);
     Size fitting = CACHE / (PLANES * deep * Size(sizeof(H))) / HEIGHT * HEIGHT;
     Size block = std::min(std::max(fitting, FEWEST), (tiles + HEIGHT - 1) / HEIGHT * HEIGHT);
     Size blocks = (tiles + block - 1) / block, repeats = shortcut ? 4 * shape.out / shape.channels : 0;

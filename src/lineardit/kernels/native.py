@@ -33,9 +33,11 @@ OPTIONS = (
     # No traps and no errno: what vectors need. Sums keep their order and NaN stays NaN.
     *("-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"),
 )
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("passes.cpp", "convolution.cpp", "gradients.cpp"))
-HEADER = Path(__file__).with_name("lanes.h")
-VERSION = 3
+SOURCES = tuple(
+    Path(__file__).with_name(f"{name}.cpp") for name in ("passes", "convolution", "prompt", "gradients")
+)
+HEADERS = tuple(Path(__file__).with_name(name) for name in ("lanes.h", "products.h"))
+VERSION = 4
 SECONDS_TO_COMPILE = 300
 _SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
@@ -222,7 +224,7 @@ def library_path() -> Path:
     """Where the library of this source, compiler and processor is or would be."""
     machine = inspect_machine()
     parts = [
-        *(place.read_text("utf-8") for place in (*SOURCES, HEADER)),
+        *(place.read_text("utf-8") for place in (*SOURCES, *HEADERS)),
         *OPTIONS,
         str(compiler()),
         machine.processor,

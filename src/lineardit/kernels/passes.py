@@ -15,6 +15,7 @@ from lineardit.kernels import gradients, native
 from lineardit.kernels.convolution import LEAST_CHANNELS, convolved, convolved_doubled
 from lineardit.kernels.int8 import int8_linear, quantized_rows
 from lineardit.kernels.linear_attention import linear_attention
+from lineardit.kernels.prompt import Around, prompted
 
 
 def steered(
@@ -152,6 +153,7 @@ def disagreement() -> float:
     x, y, table = draw(2, 5, 37), draw(2, 5, 37), draw(2, 6, 37)
     gate, shift, scale = table[:, :1], table[:, 1:2], table[:, 2:3]
     heads = draw(2, 3, 70, 20)
+    square, heads_of_37 = draw(37, 37) / 6, draw(2, 1, 19, 37)
     whole = torch.arange(-127.0, 128.0).reshape(5, 51)
     whole[:, 0] = 127.0
     work: list[Callable[[], Tensor]] = [
@@ -163,6 +165,7 @@ def disagreement() -> float:
         lambda: convolved(draw(1, LEAST_CHANNELS, 3, 5), draw(9, LEAST_CHANNELS, 3, 3), draw(9), silu=True),
         lambda: convolved_doubled(draw(1, 18, 3, 5), draw(9, 18, 3, 3), draw(9), shortcut=True),
         lambda: linear_attention(heads, heads, heads),
+        lambda: prompted(y[0], Around(square, x[0, 0], square, y[0, 0]), *heads_of_37),
         # Whole numbers up to 127 are rounded to themselves, whatever the order of operations.
         lambda: int8_linear(whole, *quantized_rows(whole), silu=True),
     ]

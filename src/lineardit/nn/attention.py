@@ -8,12 +8,15 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lineardit.kernels import native
+from lineardit.kernels import prompt as prompts
 from lineardit.kernels.gradients import prompt_attention
 from lineardit.kernels.linear_attention import (
     LinearAttentionState,
     linear_attention,
     linear_attention_state,
 )
+from lineardit.nn.int8 import Int8Linear
 from lineardit.nn.norm import RMSNorm
 from lineardit.nn.wide import Conv2d, Linear
 
@@ -101,11 +104,19 @@ class KeyValue(NamedTuple):
     """The keys that count, all of them unless given."""
     counts: tuple[int, ...] = ()
     """Where given, row i has its first `counts[i]` keys and no mask."""
+    folded: tuple[prompts.FoldedPrompt | None, ...] = ()
+    """Where given, row i with the layers around the attention; what has None is attended to as usual."""
 
     def rows(self, start: int, stop: int) -> "KeyValue":
         """Those of some prompts of the batch."""
         mask = None if self.mask is None else self.mask[start:stop]
-        return KeyValue(self.key[start:stop], self.value[start:stop], mask, self.counts[start:stop])
+        return KeyValue(
+            self.key[start:stop],
+            self.value[start:stop],
+            mask,
+            self.counts[start:stop],
+            self.folded[start:stop],
+        )
 
 
 class CrossAttention(nn.Module):
@@ -133,6 +144,8 @@ class CrossAttention(nn.Module):
         Instead of a prompt and its mask it takes what `read` made of them.
         """
         read = prompt if isinstance(prompt, KeyValue) else self._keys_and_values(prompt, mask)
+        if any(read.folded):
+            return self._answered(x, read)
         mixed = _attended(self._heads(self.query_norm(self.to_q(x))), read)
         out: Tensor = self.to_out(rearrange(mixed, "b heads n d -> b n (heads d)"))
         return out
@@ -140,24 +153,62 @@ class CrossAttention(nn.Module):
     def read(self, prompt: Float[Tensor, "tokens c"], counts: tuple[int, ...]) -> KeyValue:
         """Keys and values of prompts of `counts` tokens, given one after the other."""
         both = nn.utils.rnn.pad_sequence(list(self.to_kv(prompt).split(counts)), batch_first=True)
-        key, value = both.chunk(2, dim=-1)
-        return KeyValue(self._heads(self.key_norm(key)), self._heads(value), counts=counts)
+        key, value = self._split(both)
+        return KeyValue(key, value, counts=counts, folded=self._folded(key, value, counts))
 
     def _keys_and_values(self, prompt: Tensor, mask: Tensor | None) -> KeyValue:
-        key, value = self.to_kv(prompt).chunk(2, dim=-1)
-        return KeyValue(
-            self._heads(self.key_norm(key)),
-            self._heads(value),
-            None if mask is None else never_empty(mask),
+        return KeyValue(*self._split(self.to_kv(prompt)), None if mask is None else never_empty(mask))
+
+    def _split(self, both: Float[Tensor, "b m c2"]) -> tuple[Tensor, Tensor]:
+        key, value = both.chunk(2, dim=-1)
+        return self._heads(self.key_norm(key)), self._heads(value)
+
+    def _folded(
+        self, key: Float[Tensor, "b heads m d"], value: Float[Tensor, "b heads m d"], counts: tuple[int, ...]
+    ) -> tuple[prompts.FoldedPrompt | None, ...]:
+        """The shortest prompts with the layers around, as long as all take no more room than those layers."""
+        layers = self.to_q, self.to_out
+        plain = all(type(each) in (Linear, Int8Linear) for each in layers)
+        if not plain or not isinstance(self.query_norm, nn.Identity) or native.takes(key) is None:
+            return ()
+        room, heads = sum(each.weight.nbytes for each in layers), key.shape[1]
+        chosen = set()
+        for i in sorted(range(len(counts)), key=lambda i: counts[i]):
+            room -= 2 * heads * counts[i] * heads * self.head_dim * key.element_size()
+            if room >= 0:
+                chosen.add(i)
+        if not chosen:
+            return ()
+        weights = [_weight(each, key.dtype) for each in layers]
+        around = prompts.Around(weights[0], self.to_q.bias, weights[1], self.to_out.bias)
+        return tuple(
+            prompts.folded(around, key[i, :, :count], value[i, :, :count]) if i in chosen else None
+            for i, count in enumerate(counts)
         )
+
+    def _answered(self, x: Float[Tensor, "b n c"], read: KeyValue) -> Float[Tensor, "b n c"]:
+        """`forward`, row by row, where some prompts are folded."""
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        for i, folded in enumerate(read.folded):
+            if folded is None or not prompts.answer(x[i], folded, out[i]):
+                one = slice(i, i + 1)
+                out[one] = self(x[one], read.rows(i, i + 1)._replace(folded=()))
+        return out
 
     def _heads(self, x: Tensor) -> Tensor:
         return rearrange(x, "b n (heads d) -> b heads n d", d=self.head_dim)
 
 
+def _weight(layer: nn.Module, dtype: torch.dtype) -> Float[Tensor, "d c"]:
+    if isinstance(layer, Int8Linear):
+        return layer.dequantized().to(dtype)
+    weight: Tensor = layer.get_parameter("weight")
+    return weight
+
+
 def _attended(query: Float[Tensor, "b heads n d"], read: KeyValue) -> Float[Tensor, "b heads n d"]:
     attention = functional.scaled_dot_product_attention
-    key, value, mask, counts = read
+    key, value, mask, counts, _ = read
     if not counts and (learned := prompt_attention(query, key, value, mask)) is not None:
         return learned
     if len(set(counts)) <= 1:

@@ -26,6 +26,10 @@ class Int8Linear(nn.Module):
         """In the dtype of x; SiLU of it where asked for."""
         return int8_linear(x, self.weight, self.scale, self.bias, silu=silu)
 
+    def dequantized(self) -> Float[Tensor, "d c"]:
+        """The weight that the layer stands for, in float32."""
+        return self.weight.float() * self.scale[:, None]
+
 
 def quantize_linears(model: nn.Module) -> int:
     """Replace the linear layers of `model`, in place and for good, and return how many there were.

@@ -1,0 +1,91 @@
+"""A prompt that was multiplied into the layers around its attention, against the definition in float64."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from lineardit.kernels import native
+from lineardit.kernels.prompt import Around, answer, folded, prompted
+
+# Length of the error over that of the answer without its bias; 6e-7 and 6e-3 where nothing is folded.
+NEAR = {torch.float32: 3e-6, torch.bfloat16: 8e-3}
+DTYPES = pytest.mark.parametrize("dtype", NEAR)
+SHAPES = pytest.mark.parametrize(
+    "shape",
+    [(256, 16, 72, 2), (250, 16, 72, 60), (100, 3, 20, 7), (13, 2, 10, 17), (1, 4, 8, 1), (700, 5, 7, 33)],
+)
+"""Tokens of the picture, heads, channels of one, tokens of the prompt: whole vectors and not, one token, more
+tokens than a thread takes at once, and prompts that are longer than it pays."""
+
+
+def drawn(shape: tuple[int, int, int, int], dtype: torch.dtype) -> tuple[Tensor, Around, Tensor, Tensor]:
+    count, heads, d, tokens = shape
+    generator = torch.Generator().manual_seed(sum(shape))
+
+    def draw(*sizes: int, spread: float = 1.0) -> Tensor:
+        return (torch.randn(sizes, generator=generator) * spread).to(dtype)
+
+    c = heads * d
+    # Scores of several units, so that the shares are far from equal.
+    query, out = draw(c, c, spread=2 / c**0.5), draw(c, c, spread=c**-0.5)
+    around = Around(query, draw(c), out, draw(c))
+    return draw(count, c), around, draw(heads, tokens, d), draw(heads, tokens, d)
+
+
+def defined(x: Tensor, around: Around, key: Tensor, value: Tensor) -> Tensor:
+    wide, key, value = Around(*(each.double() for each in around)), key.double(), value.double()
+    query = x.double() @ wide.query.T + wide.query_bias
+    heads = query.unflatten(-1, (len(key), -1)).transpose(0, 1)
+    shares = torch.softmax(heads @ key.transpose(1, 2) / key.shape[-1] ** 0.5, -1)
+    return (shares @ value).transpose(0, 1).flatten(1) @ wide.out.T + wide.out_bias
+
+
+@DTYPES
+@SHAPES
+@torch.no_grad()
+def test_it_is_attention_between_two_layers(
+    shape: tuple[int, int, int, int], dtype: torch.dtype, path: str
+) -> None:
+    given = drawn(shape, dtype)
+    wanted, bias = defined(*given), given[1].out_bias
+    found = prompted(*given)
+    assert found.dtype == dtype and found.shape == wanted.shape
+    assert (found.double() - wanted).norm() <= NEAR[dtype] * (wanted - bias).norm()
+
+
+@DTYPES
+@torch.no_grad()
+def test_threads_change_nothing(dtype: torch.dtype, path: str) -> None:
+    given = drawn((250, 4, 24, 11), dtype)
+    threads = torch.get_num_threads()
+    several = prompted(*given)
+    torch.set_num_threads(1)
+    try:
+        assert torch.equal(prompted(*given), several)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@DTYPES
+@torch.no_grad()
+def test_large_scores_do_not_overflow_and_nan_stays(dtype: torch.dtype, path: str) -> None:
+    x, around, key, value = drawn((30, 2, 16, 5), dtype)
+    assert prompted(1000 * x, around, key, value).isfinite().all()
+    x[7, 3] = float("nan")
+    found = prompted(x, around, key, value)
+    assert found[7].isnan().all() and found.isnan().sum() == found.shape[1]
+
+
+@torch.no_grad()
+def test_nothing_is_folded_for_torch_or_with_gradients(path: str) -> None:
+    x, around, key, value = drawn((30, 2, 16, 5), torch.float32)
+    prompt = folded(around, key, value)
+    if path == "torch":
+        assert prompt is None
+        return
+    assert prompt is not None
+    with native.using("torch"):
+        assert not answer(x, prompt, torch.empty_like(x))
+    assert not answer(x.half(), prompt, torch.empty_like(x).half())
+    with torch.enable_grad():
+        assert folded(around, key.requires_grad_(), value) is None
