@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lineardit.kernels import convolution, native
+from lineardit.kernels import native
 from lineardit.kernels.convolution import LEAST_CHANNELS, convolved, convolved_doubled
 
 # Length of the error over that of the output, 2.4e-7 and 1.7e-3 for torch's own sums over 512 channels.
@@ -135,7 +135,7 @@ def test_where_a_processor_multiplies_bfloat16_in_tiles_it_is_left_to_torch(
         pytest.skip("there is no C++ compiler here")
     with native.using("native"), torch.no_grad():
         for tiles, dtype in ((False, torch.bfloat16), (True, torch.bfloat16), (True, torch.float32)):
-            monkeypatch.setattr(convolution, "_has_tiles", lambda tiles=tiles: tiles)
+            monkeypatch.setattr(native, "has_tiles", lambda tiles=tiles: tiles)
             convolved(*drawn((1, 32, 32, 4, 4), dtype))
             called.append("next")
     assert called == ["convolve", "next", "next", "convolve", "next"]

@@ -8,15 +8,12 @@ channels they are 7e-7 of their size from exact in float32 (torch's 2e-7), and i
 multiplied is rounded once more, 4e-3 (2e-3).
 """
 
-from functools import cache
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
 from lineardit.kernels import native
-from lineardit.kernels.select import inspect_machine
 
 LEAST_CHANNELS = 32
 """Of fewer, on either side, products are too cheap to be worth the way there and back."""
@@ -96,15 +93,9 @@ def _interleaved(
 def _takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> native.Library | None:
     if torch.is_autocast_enabled("cpu"):
         return None
-    if x.dtype == torch.bfloat16 and _has_tiles():
+    if x.dtype == torch.bfloat16 and native.has_tiles():
         return None
     return native.takes(x, weight, bias)
-
-
-@cache
-def _has_tiles() -> bool:
-    """Whether oneDNN multiplies bfloat16 here at several times the rate of vectors: then it is ahead."""
-    return "amx_bf16" in inspect_machine().features
 
 
 def _in_tiles(

@@ -43,13 +43,25 @@ def int8_linear(
 ) -> Float[Tensor, "*b d"]:
     """x (scale weight)^T + bias in the dtype of x, whose rows are rounded to int8; SiLU of it if `silu`."""
     flat = x.reshape(-1, x.shape[-1])
-    rows, row_scale = quantized_rows(flat)
     out = flat.new_empty(len(flat), len(weight))
+    if (library := _multiplies(flat, bias)) is not None:
+        given = (flat.contiguous(), weight, scale, bias, out)
+        native.call(library, "int8_linear", x.dtype, *given, *flat.shape, len(weight), silu)
+        return torch.unflatten(out, 0, x.shape[:-1])
+    rows, row_scale = quantized_rows(flat)
     for start in range(0, len(flat), ROWS_AT_ONCE):
         here = slice(start, start + ROWS_AT_ONCE)
         products = torch._int_mm(rows[here], weight.t())
         _from_products(products, row_scale[here], scale, bias, out[here], silu)
     return torch.unflatten(out, 0, x.shape[:-1])
+
+
+def _multiplies(x: Tensor, bias: Tensor | None) -> native.Library | None:
+    """The library, if it multiplies int8 here: not beside tiles (AMX), which only oneDNN uses."""
+    library = native.takes(x, bias)
+    if library is None or native.has_tiles():
+        return None
+    return library if library.lineardit_multiplies_int8() else None
 
 
 def _from_products(

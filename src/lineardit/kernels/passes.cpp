@@ -185,56 +185,12 @@ void attention_apply(
     }
 }
 
-// Rows as int8: numbers times 127 over the row's largest magnitude, rounded to even. scale[row] undoes it; it is NaN for
-// a row that holds NaN or infinity.
-template <typename T> void quantize_rows(const T *x, int8_t *out, float *scale, Size rows, Size width) {
-#pragma omp parallel for schedule(static)
-    for (Size row = 0; row < rows; ++row) {
-        const T *from = x + row * width;
-        Lanes high{}, broken{};
-        for (Size c = 0; c < width; c += LANES) {
-            Lanes value = load(from + c, width - c), size = value < 0.0f ? -value : value;
-            high = size > high ? size : high;
-            broken += value - value;
-        }
-        float largest = 0;
-        for (Size lane = 0; lane < LANES; ++lane) largest = std::max(largest, high[lane]);
-        float factor = largest > 0 ? 127 / largest : 0;
-        scale[row] = largest / 127 + total(broken);
-        const float to_whole = 12582912.0f;  // 1.5 * 2^23: what is added to it loses its fraction
-        for (Size c = 0; c < width; c += LANES) {
-            Size left = std::min(LANES, width - c);
-            Lanes whole = (load(from + c, left) * factor + to_whole) - to_whole;
-            Small small = __builtin_convertvector(__builtin_convertvector(whole, Whole), Small);
-            std::memcpy(out + row * width + c, &small, left);
-        }
-    }
-}
-
-// Products of int8 as numbers: x times both scales plus bias, then SiLU where asked for.
-template <typename T>
-void from_products(
-    const int32_t *x, const float *row_scale, const float *column_scale, const T *bias, T *out, Size rows, Size width,
-    int activation
-) {
-#pragma omp parallel for schedule(static)
-    for (Size row = 0; row < rows; ++row)
-        for (Size c = 0; c < width; c += LANES) {
-            Size left = std::min(LANES, width - c);
-            Whole whole{};
-            std::memcpy(&whole, x + row * width + c, left * sizeof(int32_t));
-            Lanes value = __builtin_convertvector(whole, Lanes) * row_scale[row] * load(column_scale + c, left);
-            if (bias) value += load(bias + c, left);
-            store(out + row * width + c, activation ? silu(value) : value, left);
-        }
-}
-
 }  // namespace
 
 extern "C" {
 
 // Raised whenever a signature below changes.
-int lineardit_passes_version() { return 4; }
+int lineardit_passes_version() { return 5; }
 
 #define PASSES(SUFFIX, T)                                                                                             \
     void add_steer_##SUFFIX(                                                                                          \
@@ -271,15 +227,6 @@ int lineardit_passes_version() { return 4; }
             query, memory, mass, out, shape[0], shape[1], shape[2], shape[3], shape[4],                               \
             Strides{strides[0], strides[1], strides[2]}, Strides{strides[3], strides[4], strides[5]}, map, eps        \
         );                                                                                                            \
-    }                                                                                                                 \
-    void quantize_rows_##SUFFIX(const T *x, int8_t *out, float *scale, Size rows, Size width) {                       \
-        quantize_rows(x, out, scale, rows, width);                                                                    \
-    }                                                                                                                 \
-    void from_products_##SUFFIX(                                                                                      \
-        const int32_t *x, const float *row_scale, const float *column_scale, const T *bias, T *out, Size rows,        \
-        Size width, int activation                                                                                    \
-    ) {                                                                                                               \
-        from_products(x, row_scale, column_scale, bias, out, rows, width, activation);                                \
     }
 
 PASSES(f32, float)
