@@ -161,7 +161,7 @@ def _at(
 def operations(part: str, size: int) -> int:
     """What a call has to compute, counted: for tokens that are there, without what is done once a picture."""
     side = size // STRIDE
-    with torch.device("meta"), torch.no_grad():
+    with torch.device("meta"), torch.no_grad(), native.using("torch"):
         if part == "decode":
             whole = autoencoder_preset(AUTOENCODER)
             decoder, latents = Autoencoder(whole).decoder, torch.empty(1, whole.latent_channels, side, side)

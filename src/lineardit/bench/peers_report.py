@@ -65,8 +65,8 @@ _EXPLAINED = (
     f"Prompts of {TOLD[1]} and {TOLD[0]} tokens, padded to {TOKENS}. "
     "Outputs were compared to the first contender's (root mean square over deviation) before a speed was "
     "told. The limit is the time of the operations, counted for the tokens that are there, at the rate of "
-    "large matrix products; convolutions in fewer products than they say go beyond it. Peak is the most that "
-    "the process held, weights included."
+    "large matrix products; convolutions and short prompts in fewer products than they say go beyond it. "
+    "Peak is the most that the process held, weights included."
 )
 _TITLES = {"step": "A guided step of the transformer", "decode": "Decoding a picture"}
 

@@ -19,7 +19,9 @@ inline void read_row(
     const T *from, Size step, Size width, Size left, int activate, float *to, float *slopes = nullptr
 ) {
     for (Size column = 0; column < width; ++column) {
-        Lanes value = load(from + column * step, left);
+        const T *pixel = from + column * step;
+        __builtin_prefetch(pixel + width * step);  // of the next row, which no processor foresees
+        Lanes value = load(pixel, left);
         if (activate) {
             Lanes share = sigmoid(value);
             value *= share;
@@ -29,45 +31,37 @@ inline void read_row(
     }
 }
 
-// One row of a 3x3 convolution of sixteen channels; `rows` are null where there is none.
+// One row of a 3x3 convolution of sixteen channels; `near` are null where there is none.
 template <typename Take>
-inline void convolve_row(const float *const rows[3], Size width, const float *taps, Lanes bias, Take take) {
-    Lanes near[3][3] = {}, weight[3][3];
-    for (Size dy = 0; dy < 3; ++dy)
-        for (Size dx = 0; dx < 3; ++dx) weight[dy][dx] = load(taps + (dy * 3 + dx) * LANES);
-    for (Size column = -1; column < width; ++column) {
-        Lanes sum = bias;
-#pragma GCC unroll 3
-        for (Size dy = 0; dy < 3; ++dy) {
-            near[dy][0] = near[dy][1];
-            near[dy][1] = near[dy][2];
-            near[dy][2] = rows[dy] && column + 1 < width ? load(rows[dy] + (column + 1) * LANES) : Lanes{};
-#pragma GCC unroll 3
-            for (Size dx = 0; dx < 3; ++dx) sum += near[dy][dx] * weight[dy][dx];
-        }
-        if (column >= 0) take(column, sum);
+inline void convolve_row(const float *const near[3], Size width, const float *taps, Lanes bias, Take take) {
+    Lanes weight[3][3];
+    const float *rows[3];
+    for (Size dy = 0; dy < 3; ++dy) {
+        rows[dy] = near[dy] ? near[dy] : near[1];
+        for (Size dx = 0; dx < 3; ++dx) weight[dy][dx] = near[dy] ? load(taps + (dy * 3 + dx) * LANES) : Lanes{};
     }
+    convolve_row(width, weight, bias, [&](Size dy, Size column) { return load(rows[dy] + column * LANES); }, take);
 }
 
 // Adds to the gradients of nine taps what one row of gradients says about the rows that it was made of.
-inline void add_taps(const float *const rows[3], Size width, const float *gradient, Lanes sums[9]) {
-    for (Size dy = 0; dy < 3; ++dy) {
-        if (!rows[dy]) continue;
-        Lanes before{}, here = load(rows[dy]);
-        Lanes first = sums[3 * dy], second = sums[3 * dy + 1], third = sums[3 * dy + 2];
-        for (Size column = 0; column < width; ++column) {
-            Lanes after = column + 1 < width ? load(rows[dy] + (column + 1) * LANES) : Lanes{};
-            Lanes by = load(gradient + column * LANES);
-            first += by * before;
-            second += by * here;
-            third += by * after;
-            before = here;
-            here = after;
+inline void add_taps(const float *const near[3], Size width, const float *gradient, Lanes sums[9]) {
+    const float *rows[3];
+    for (Size dy = 0; dy < 3; ++dy) rows[dy] = near[dy] ? near[dy] : near[1];
+    Lanes found[9] = {}, before{}, here = load(gradient);
+    for (Size column = 0; column < width; ++column) {
+        Lanes after = column + 1 < width ? load(gradient + (column + 1) * LANES) : Lanes{};
+#pragma GCC unroll 3
+        for (Size dy = 0; dy < 3; ++dy) {
+            Lanes pixel = load(rows[dy] + column * LANES);
+            found[3 * dy] += after * pixel;
+            found[3 * dy + 1] += here * pixel;
+            found[3 * dy + 2] += before * pixel;
         }
-        sums[3 * dy] = first;
-        sums[3 * dy + 1] = second;
-        sums[3 * dy + 2] = third;
+        before = here;
+        here = after;
     }
+    for (Size tap = 0; tap < 9; ++tap)
+        if (near[tap / 3]) sums[tap] += found[tap];
 }
 
 // Rows that come and go: row r of a picture lies at r modulo their number.
@@ -193,6 +187,7 @@ void gated_backward(
                             });
                             gate.read.around(here, height, rows);
                             convolve_row(rows, width, gate.taps.data(), gate.bias, [&](Size column, Lanes sum) {
+                                __builtin_prefetch(by + (width + column) * hidden);
                                 Lanes share = sigmoid(sum), from = load(by + column * hidden, left);
                                 Lanes first = from * sum * share;
                                 Lanes slope = share * (1.0f + sum * (1.0f - share));

@@ -173,6 +173,28 @@ inline void multiply(
     }
 }
 
+// One row of a depthwise 3x3 convolution of sixteen channels. `read(dy, column)` is the pixel above, beside or below;
+// rows that are not there have no weight, and may be read as any other. Each pixel is read once and goes to the three
+// sums that it is part of; `take` gets each column and its sum.
+template <typename Read, typename Take>
+inline void convolve_row(Size width, const Lanes weight[3][3], Lanes bias, Read read, Take take) {
+    Lanes before = bias, here = bias;
+    for (Size column = 0; column < width; ++column) {
+        Lanes after = bias;
+#pragma GCC unroll 3
+        for (Size dy = 0; dy < 3; ++dy) {
+            Lanes pixel = read(dy, column);
+            before += pixel * weight[dy][2];
+            here += pixel * weight[dy][1];
+            after += pixel * weight[dy][0];
+        }
+        if (column) take(column - 1, before);
+        before = here;
+        here = after;
+    }
+    take(width - 1, before);
+}
+
 // Where row (b, head, n) of a tensor starts; its channels lie one beside the other.
 struct Strides {
     Size batch, head, token;

@@ -34,28 +34,26 @@ void rms_norm(
 // Rows, and channels of the content with as many of the gate, that one task keeps at hand.
 constexpr Size ROWS = 8, BLOCK = 64;
 
-// One row of the convolution for sixteen channels (or `left`): every pixel is read once and stays for three columns.
-// `rows` are those above, at and below it, null where there is none; `take` gets each column and its sum.
+// One row for sixteen channels, or for `left`; `near` are the rows above, at and below it, null where there is none.
 template <bool WHOLE, typename T, typename Take>
 inline void depthwise_row(
-    const T *const rows[3], Size step, Size width, const float *weight, Size both, Lanes bias, Size left, Take take
+    const T *const near[3], Size step, Size width, const float *taps, Size both, Lanes bias, Size left, Size ahead, Take take
 ) {
-    Lanes taps[3][3], near[3][3] = {};
-    for (Size dy = 0; dy < 3; ++dy)
-        for (Size dx = 0; dx < 3; ++dx) taps[dy][dx] = load(weight + (dy * 3 + dx) * both, left);
-    for (Size column = -1; column < width; ++column) {
-        Lanes sum = bias;
-#pragma GCC unroll 3
-        for (Size dy = 0; dy < 3; ++dy) {
-            near[dy][0] = near[dy][1];
-            near[dy][1] = near[dy][2];
-            const T *from = rows[dy] + (column + 1) * step;
-            near[dy][2] = rows[dy] && column + 1 < width ? (WHOLE ? load(from) : load(from, left)) : Lanes{};
-#pragma GCC unroll 3
-            for (Size dx = 0; dx < 3; ++dx) sum += near[dy][dx] * taps[dy][dx];
-        }
-        if (column >= 0) take(column, sum);
+    Lanes weight[3][3];
+    const T *rows[3];
+    for (Size dy = 0; dy < 3; ++dy) {
+        rows[dy] = near[dy] ? near[dy] : near[1];
+        for (Size dx = 0; dx < 3; ++dx) weight[dy][dx] = near[dy] ? load(taps + (dy * 3 + dx) * both, left) : Lanes{};
     }
+    auto read = [&](Size dy, Size column) {
+        const T *pixel = rows[dy] + column * step;
+        if (WHOLE && dy == 2 && ahead) {
+            __builtin_prefetch(pixel + ahead);
+            __builtin_prefetch(pixel + ahead + 2 * LANES);
+        }
+        return WHOLE ? load(pixel) : load(pixel, left);
+    };
+    convolve_row(width, weight, bias, read, take);
 }
 
 template <typename T>
@@ -78,7 +76,7 @@ void depthwise_gate(
                                 rows[dy] = there ? x + (b * height + row + dy - 1) * width * both + c : nullptr;
                                 gates[dy] = there ? rows[dy] + hidden : nullptr;
                             }
-                            Size left = hidden - c;
+                            Size left = hidden - c, ahead = c == block * BLOCK ? width * both : 0;
                             T *to = out + (b * height + row) * width * hidden + c;
                             auto keep = [&](Size column, Lanes sum) { store(contents.data() + column * LANES, sum); };
                             auto write = [&](Size column, Lanes sum) {
@@ -87,11 +85,11 @@ void depthwise_gate(
                             const float *taps = weight + c;
                             Lanes first = load(bias + c, left), second = load(bias + hidden + c, left);
                             if (left >= LANES) {
-                                depthwise_row<true>(rows, both, width, taps, both, first, left, keep);
-                                depthwise_row<true>(gates, both, width, taps + hidden, both, second, left, write);
+                                depthwise_row<true>(rows, both, width, taps, both, first, left, ahead, keep);
+                                depthwise_row<true>(gates, both, width, taps + hidden, both, second, left, ahead, write);
                             } else {
-                                depthwise_row<false>(rows, both, width, taps, both, first, left, keep);
-                                depthwise_row<false>(gates, both, width, taps + hidden, both, second, left, write);
+                                depthwise_row<false>(rows, both, width, taps, both, first, left, ahead, keep);
+                                depthwise_row<false>(gates, both, width, taps + hidden, both, second, left, ahead, write);
                             }
                         }
     }
