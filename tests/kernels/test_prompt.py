@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from lineardit.kernels import native
-from lineardit.kernels.prompt import Around, answer, folded, prompted
+from lineardit.kernels.prompt import Around, answer, folded, learned, prompted
 
 # Length of the error over that of the answer without its bias; 6e-7 and 6e-3 where nothing is folded.
 NEAR = {torch.float32: 3e-6, torch.bfloat16: 8e-3}
@@ -89,3 +89,76 @@ def test_nothing_is_folded_for_torch_or_with_gradients(path: str) -> None:
     assert not answer(x.half(), prompt, torch.empty_like(x).half())
     with torch.enable_grad():
         assert folded(around, key.requires_grad_(), value) is None
+
+
+LEARNED = pytest.mark.parametrize(
+    ("count", "heads", "d", "counts"),
+    [
+        (50, 2, 24, (5, 7, 1)),
+        (256, 8, 72, (40, 20)),
+        (30, 3, 10, (2, 3, 1, 2)),
+        (9, 1, 5, (1,)),
+        (37, 5, 7, (3,)),
+    ],
+)
+
+
+@DTYPES
+@LEARNED
+def test_its_gradients_are_those_of_the_definition(
+    count: int, heads: int, d: int, counts: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    if native.compiler() is None:
+        pytest.skip("there is no C++ compiler here")
+    x, around, key, value = drawn((len(counts) * count, heads, d, sum(counts)), dtype)
+    x = x.view(len(counts), count, heads * d)
+    key, value = (each.transpose(0, 1).flatten(1) for each in (key, value))
+    given = [x, *around, key, value]
+    for each in given:
+        each.requires_grad_()
+    with native.using("native"):
+        found = learned(x, around, key, value, counts, heads)
+    assert found is not None
+    wide = [each.detach().double().requires_grad_() for each in given]
+    parts = [each.unflatten(1, (heads, d)).transpose(0, 1).split(counts, dim=1) for each in wide[-2:]]
+    pictures = zip(wide[0], *parts, strict=True)
+    wanted = torch.stack([defined(row, Around(*wide[1:5]), *each) for row, *each in pictures])
+    grad = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(3))
+    slopes = torch.autograd.grad(found, given, grad.to(dtype))
+    wanted_slopes = torch.autograd.grad(wanted, wide, grad.to(dtype).double())
+    near = 3e-6 if dtype == torch.float32 else 2e-2
+    for one, other in zip((found, *slopes), (wanted, *wanted_slopes), strict=True):
+        assert one.shape == other.shape and one.dtype == dtype
+        assert (one.double() - other).norm() <= near * other.norm() + 1e-6
+
+
+def test_long_prompts_are_not_folded_in_training() -> None:
+    if native.compiler() is None:
+        pytest.skip("there is no C++ compiler here")
+    x, around, key, value = drawn((60, 2, 8, 20), torch.float32)
+    key, value = (each.transpose(0, 1).flatten(1).requires_grad_() for each in (key, value))
+    with native.using("native"):
+        # 2 heads of 8 channels, 60 tokens: 2 * 60 m + 16 m products against 60 * 16.
+        assert learned(x[None], around, key[:7], value[:7], (7,), 2) is not None
+        assert learned(x[None], around, key[:8], value[:8], (8,), 2) is None
+    with native.using("torch"):
+        assert learned(x[None], around, key[:7], value[:7], (7,), 2) is None
+
+
+@DTYPES
+def test_threads_change_no_gradient(dtype: torch.dtype) -> None:
+    if native.compiler() is None:
+        pytest.skip("there is no C++ compiler here")
+    x, around, key, value = drawn((90, 3, 16, 9), dtype)
+    key, value = (each.transpose(0, 1).flatten(1) for each in (key, value))
+    threads = torch.get_num_threads()
+    found = []
+    for number in (threads, 1):
+        torch.set_num_threads(number)
+        given = [each.detach().clone().requires_grad_() for each in (x.view(3, 30, 48), key, value)]
+        with native.using("native"):
+            out = learned(given[0], around, *given[1:], (2, 3, 4), 3)
+        assert out is not None
+        found.append([out, *torch.autograd.grad(out.float().square().sum(), given)])
+    torch.set_num_threads(threads)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))

@@ -272,3 +272,21 @@ def test_layers_of_int8_are_folded_as_what_they_stand_for() -> None:
             state |= {f"{name}.weight": layer.dequantized(), f"{name}.bias": layer.bias}
         exact.load_state_dict(state)
         torch.testing.assert_close(ours(x, read)[0], exact(x, text, mask)[0], **EQUAL)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_training_with_short_prompts_gives_the_gradients_of_torch(masked: bool) -> None:
+    ours, x, text, kept = layer_and_prompts((1, 3, 2))
+    mask = kept if masked else None
+
+    def gradients() -> list[Tensor]:
+        given = [x.clone().requires_grad_(), text.clone().requires_grad_()]
+        out = ours(*given, mask)
+        return [out, *torch.autograd.grad(out.square().sum(), [*given, *ours.parameters()])]
+
+    wanted = gradients()
+    with native.using("native"):
+        found = gradients()
+        assert type(found[0].grad_fn).__name__ == "LearnedBackward"
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * float(other.detach().abs().max()))

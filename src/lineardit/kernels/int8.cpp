@@ -60,44 +60,14 @@ void from_products(
         }
 }
 
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+#ifdef __AVX512VNNI__
 
 constexpr Size QUAD = 4, MIDDLE = 128;
 
-// A matrix of 16 x 16 with its rows as columns.
-inline void turn(__m512i rows[LANES]) {
-#pragma GCC unroll 4
-    for (int step = 1; step < LANES; step *= 2) {
-        Whole first, second;
-        for (int lane = 0; lane < LANES; ++lane) {
-            first[lane] = lane & step ? LANES + lane - step : lane;
-            second[lane] = lane & step ? LANES + lane : lane + step;
-        }
-#pragma GCC unroll 16
-        for (int row = 0; row < LANES; ++row) {
-            if (row & step) continue;
-            __m512i one = rows[row], other = rows[row + step];
-            rows[row] = _mm512_permutex2var_epi32(one, (__m512i)first, other);
-            rows[row + step] = _mm512_permutex2var_epi32(one, (__m512i)second, other);
-        }
-    }
-}
-
-// to[i, column] = four numbers of a row of the weight, for STRIP rows of it; zeros beyond what is there. Rows of the
-// other factor are MIDDLE too large, so that they are not negative: `offsets` are MIDDLE times the sums of the columns.
+// Rows of the weight as columns, STRIP of them. What they are multiplied with is MIDDLE too large, so that it is not
+// negative: `offsets` are MIDDLE times the sums of the columns.
 inline void pack_strip(const int8_t *weight, Size columns, Size depth, Size quads, int32_t *to, Whole *offsets) {
-    std::memset(to, 0, quads * STRIP * sizeof *to);
-    for (Size first = 0; first < columns; first += LANES)
-        for (Size i = 0; i < quads; i += LANES) {
-            __m512i numbers[LANES] = {};
-            Size left = depth - i * QUAD;
-            __mmask64 there = left < Size(sizeof *numbers) ? (1ull << left) - 1 : ~0ull;
-            for (Size column = 0; column < std::min(LANES, columns - first); ++column)
-                numbers[column] = _mm512_maskz_loadu_epi8(there, weight + (first + column) * depth + i * QUAD);
-            turn(numbers);
-            for (Size row = 0; row < std::min(LANES, quads - i); ++row)
-                _mm512_storeu_si512(to + (i + row) * STRIP + first, numbers[row]);
-        }
+    turn_strip([&](Size column) { return weight + column * depth; }, columns, depth, quads, to);
     __m512i sums[2] = {}, middle = _mm512_set1_epi8(char(MIDDLE));
     for (Size i = 0; i < quads; ++i)
         for (Size half = 0; half < 2; ++half)
@@ -173,7 +143,7 @@ extern "C" {
 
 // Whether the processor multiplies int8, so that int8_linear is there.
 int lineardit_multiplies_int8() {
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+#ifdef __AVX512VNNI__
     return 1;
 #else
     return 0;
@@ -194,7 +164,7 @@ int lineardit_multiplies_int8() {
 INT8(f32, float)
 INT8(bf16, Bf16)
 
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+#ifdef __AVX512VNNI__
 #define INT8_LINEAR(SUFFIX, T)                                                                                        \
     void int8_linear_##SUFFIX(                                                                                        \
         const T *x, const int8_t *weight, const float *column_scale, const T *bias, T *out, Size rows, Size depth,    \

@@ -15,7 +15,7 @@ from lineardit.kernels import gradients, native
 from lineardit.kernels.convolution import LEAST_CHANNELS, convolved, convolved_doubled
 from lineardit.kernels.int8 import int8_linear, quantized_rows
 from lineardit.kernels.linear_attention import linear_attention
-from lineardit.kernels.prompt import Around, prompted
+from lineardit.kernels.prompt import Around, learned, prompted
 
 
 def steered(
@@ -169,6 +169,20 @@ def disagreement() -> float:
         # Whole numbers up to 127 are rounded to themselves, whatever the order of operations.
         lambda: int8_linear(whole, *quantized_rows(whole), silu=True),
     ]
+    around, key, value = Around(square, x[0, 0], square, y[0, 0]), *heads_of_37[:, 0, :5]
+
+    def told(x: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        found = learned(x, around, key, value, (2, 3), 1)
+        if found is not None:
+            return found
+        parts = slice(2), slice(2, 5)
+        return torch.stack(
+            [
+                prompted(row, around, key[None, part], value[None, part])
+                for row, part in zip(x, parts, strict=True)
+            ]
+        )
+
     heads_first = heads.transpose(1, 2).contiguous().transpose(1, 2)
     work += [
         lambda: _slopes(lambda x, shift, scale: steered(x, shift, scale, 1e-6), x, shift, scale),
@@ -176,6 +190,7 @@ def disagreement() -> float:
         lambda: _slopes(lambda x, y: torch.cat(added_steered(x, y, shift, scale, 1e-6)), x, y),
         lambda: _slopes(depthwise_gated, draw(2, 3, 5, 70), draw(70, 1, 3, 3), draw(70)),
         lambda: _slopes(linear_attention, heads_first, heads, heads),
+        lambda: _slopes(told, x, key, value),
     ]
     found = [each() for each in work]
     with native.using("torch"):

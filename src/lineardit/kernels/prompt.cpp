@@ -10,22 +10,13 @@
 
 namespace {
 
-inline void convert(float value, float *to) { *to = value; }
-inline void convert(Bf16 value, Bf16 *to) { *to = value; }
-inline void convert(Bf16 value, float *to) { *to = number(value); }
-
 // A matrix (depth columns) in strips; it lies row by row, or `turned`, column by column.
 template <typename T>
 void pack(const T *from, Size columns, Size depth, typename Factor<T>::Type *to, int turned) {
-    Size deep = padded(depth);
+    if (!turned) return pack_rows<T>([&](Size row) { return from + row * columns; }, columns, depth, to);
 #pragma omp parallel for schedule(static)
     for (Size strip = 0; strip < strips_of(columns); ++strip)
-        for (Size column = strip * STRIP; column < (strip + 1) * STRIP; ++column)
-            for (Size row = 0; row < deep; ++row) {
-                bool there = column < columns && row < depth;
-                T value = there ? from[turned ? column * depth + row : row * columns + column] : T{};
-                convert(value, to + packed_place<Factor<T>::PAIR>(row, column, deep));
-            }
+        pack_columns<T>([&](Size column) { return from + column * depth; }, strip, columns, depth, to);
 }
 
 // The first `left` lanes, and `other` beyond.
@@ -115,6 +106,185 @@ void attend_prompt(
     }
 }
 
+// Multiplies `count` rows of `depth` numbers, at row(r), with a packed matrix: take(r, c, sums) gets STRIP sums of each
+// row, from column c on. `held` has room for HEIGHT rows and their sums.
+template <typename H> struct Held {
+    std::vector<H> rows;
+    std::vector<float> sums;
+    explicit Held(Size deep) : rows(HEIGHT * deep), sums(HEIGHT * STRIP) {}
+};
+
+template <typename H, typename Row, typename Take>
+inline void multiply_packed(Row row, Size count, Size depth, const H *packed, Size columns, Held<H> &held, Take take) {
+    Size deep = padded(depth);
+    for (Size first = 0; first < count; first += HEIGHT) {
+        Size here = std::min(HEIGHT, count - first);
+        for (Size t = 0; t < here; ++t)
+            for (Size c = 0; c < deep; c += LANES) {
+                Lanes some = c < depth ? load(row(first + t) + c, depth - c) : Lanes{};
+                store(held.rows.data() + t * deep + c, some);
+            }
+        for (Size strip = 0; strip < strips_of(columns); ++strip) {
+            multiply_strip(held.rows.data(), deep, packed + strip * deep * STRIP, held.sums.data());
+            for (Size t = 0; t < here; ++t) take(first + t, strip * STRIP, held.sums.data() + t * STRIP);
+        }
+    }
+}
+
+// Writes what fits of STRIP sums, plus a bias where there is one.
+template <typename T>
+inline void put(const float *sums, Size c, Size columns, const T *bias, T *to) {
+    for (Size start = c; start < std::min(c + STRIP, columns); start += LANES) {
+        Lanes value = load(sums + start - c);
+        if (bias) value += load(bias + start, columns - start);
+        store(to + start, value, columns - start);
+    }
+}
+
+// Where the tokens of a picture's prompt are among those of all, and its shares among theirs.
+struct Prompts {
+    Size batch, count, channels, heads, total;
+    const Size *starts;
+    Size tokens(Size b) const { return starts[b + 1] - starts[b]; }
+    Size columns(Size b) const { return heads * tokens(b); }
+    // Row of column (head token) in a tensor (heads total).
+    Size row(Size b, Size column) const { return column / tokens(b) * total + starts[b] + column % tokens(b); }
+    Size most() const {
+        Size found = 0;
+        for (Size b = 0; b < batch; ++b) found = std::max(found, columns(b));
+        return found;
+    }
+};
+
+// x (batch count channels) to out, with keys and values (heads total channels) and offsets (heads total). Shares are kept
+// for the way back: those of picture b are (count, heads tokens), after those before.
+template <typename T>
+void learn_forward(
+    const T *x, const T *keys, const float *offsets, const T *values, const T *bias, T *out, T *shares, Prompts of,
+    float scale
+) {
+    using H = typename Factor<T>::Type;
+    Size most = of.most(), channels = of.channels;
+#pragma omp parallel
+    {
+        std::vector<H> key(padded(channels) * strips_of(most) * STRIP), value(padded(most) * strips_of(channels) * STRIP);
+        std::vector<float> scores(HEIGHT * strips_of(most) * STRIP + LANES), offset(most + LANES), part(padded(most));
+        std::vector<T> kept(HEIGHT * most + LANES);
+        Held<H> held(padded(channels)), mixed(padded(most));
+#pragma omp for schedule(dynamic)
+        for (Size b = 0; b < of.batch; ++b) {
+            Size columns = of.columns(b), tokens = of.tokens(b), wide = strips_of(columns) * STRIP;
+            const T *from = x + b * of.count * channels;
+            T *share_of = shares + of.count * of.heads * of.starts[b];
+            for (Size strip = 0; strip < strips_of(columns); ++strip)
+                pack_columns<T>(
+                    [&](Size column) { return keys + of.row(b, column) * channels; }, strip, columns, channels, key.data()
+                );
+            pack_rows<T>(
+                [&](Size row) { return values + of.row(b, row) * channels; }, channels, columns, value.data()
+            );
+            for (Size column = 0; column < columns; ++column) offset[column] = offsets[of.row(b, column)];
+            auto keep = [&](Size t, Size c, const float *sums) {
+                std::memcpy(scores.data() + t % HEIGHT * wide + c, sums, STRIP * sizeof *sums);
+                if (c + STRIP < wide) return;
+                T *to = kept.data();
+                for (Size head = 0; head < of.heads; ++head) {
+                    Size place = head * tokens;
+                    share(
+                        scores.data() + t % HEIGHT * wide + place, offset.data() + place, tokens, scale, part.data(),
+                        to + place
+                    );
+                }
+                std::memcpy(share_of + t * columns, to, columns * sizeof *to);
+            };
+            auto row = [&](Size t) { return from + t * channels; };
+            multiply_packed(row, of.count, channels, key.data(), columns, held, keep);
+            T *to = out + b * of.count * channels;
+            multiply_packed(
+                [&](Size t) { return share_of + t * columns; }, of.count, columns, value.data(), channels, mixed,
+                [&](Size t, Size c, const float *sums) { put(sums, c, channels, bias, to + t * channels); }
+            );
+        }
+    }
+}
+
+// Gradients of x, keys, offsets and values from that of the output.
+template <typename T>
+void learn_backward(
+    const T *x, const T *keys, const T *values, const T *shares, const T *grad, T *by_x, T *by_keys, float *by_offsets,
+    T *by_values, Prompts of, float scale
+) {
+    using H = typename Factor<T>::Type;
+    Size most = of.most(), channels = of.channels, count = of.count;
+    Size room = std::max(
+        std::max(padded(channels) * strips_of(most), padded(most) * strips_of(channels)),
+        padded(count) * strips_of(channels)
+    );
+#pragma omp parallel
+    {
+        std::vector<H> packed(room * STRIP);
+        std::vector<float> slopes(HEIGHT * strips_of(most) * STRIP + LANES);
+        std::vector<T> by_scores(count * most + LANES), turned(most * count), shares_turned(most * count);
+        Held<H> held(std::max(std::max(padded(channels), padded(most)), padded(count)));
+#pragma omp for schedule(dynamic)
+        for (Size b = 0; b < of.batch; ++b) {
+            Size columns = of.columns(b), tokens = of.tokens(b), wide = strips_of(columns) * STRIP;
+            const T *from = x + b * count * channels, *by = grad + b * count * channels;
+            const T *share_of = shares + count * of.heads * of.starts[b];
+            auto value = [&](Size column) { return values + of.row(b, column) * channels; };
+            for (Size strip = 0; strip < strips_of(columns); ++strip)
+                pack_columns<T>(value, strip, columns, channels, packed.data());
+            // Slopes of the shares, then of the scores: share (slope - sum over tokens of share slope).
+            auto weigh = [&](Size t, Size c, const float *sums) {
+                float *slope = slopes.data() + t % HEIGHT * wide;
+                std::memcpy(slope + c, sums, STRIP * sizeof *sums);
+                if (c + STRIP < wide) return;
+                const T *part = share_of + t * columns;
+                T *to = by_scores.data() + t * columns;
+                for (Size head = 0; head < of.heads; ++head) {
+                    Lanes sum{};
+                    Size start = head * tokens, end = start + tokens;
+                    for (Size i = start; i < end; i += LANES) sum += only(load(part + i) * load(slope + i), end - i, 0);
+                    float middle = total(sum);
+                    // What is written beyond the end is written again.
+                    for (Size i = start; i < end; i += LANES)
+                        store(to + i, load(part + i) * (load(slope + i) - middle) * scale);
+                }
+                for (Size i = 0; i < columns; ++i) {
+                    turned[i * count + t] = to[i];
+                    shares_turned[i * count + t] = part[i];
+                }
+            };
+            multiply_packed(
+                [&](Size t) { return by + t * channels; }, count, channels, packed.data(), columns, held, weigh
+            );
+            pack_rows<T>([&](Size row) { return keys + of.row(b, row) * channels; }, channels, columns, packed.data());
+            T *to = by_x + b * count * channels;
+            multiply_packed(
+                [&](Size t) { return by_scores.data() + t * columns; }, count, columns, packed.data(), channels, held,
+                [&](Size t, Size c, const float *sums) { put<T>(sums, c, channels, nullptr, to + t * channels); }
+            );
+            pack_rows<T>([&](Size t) { return from + t * channels; }, channels, count, packed.data());
+            auto over_tokens = [&](const std::vector<T> &left, T *result) {
+                multiply_packed(
+                    [&](Size i) { return left.data() + i * count; }, columns, count, packed.data(), channels, held,
+                    [&](Size i, Size c, const float *sums) {
+                        put<T>(sums, c, channels, nullptr, result + of.row(b, i) * channels);
+                    }
+                );
+            };
+            over_tokens(turned, by_keys);
+            pack_rows<T>([&](Size t) { return by + t * channels; }, channels, count, packed.data());
+            over_tokens(shares_turned, by_values);
+            for (Size i = 0; i < columns; ++i) {
+                Lanes sum{};
+                for (Size t = 0; t < count; t += LANES) sum += load(turned.data() + i * count + t, count - t);
+                by_offsets[of.row(b, i)] = total(sum);
+            }
+        }
+    }
+}
+
 }  // namespace
 
 extern "C" {
@@ -136,6 +306,25 @@ extern "C" {
             heads, tokens, scale                                                                                      \
         );                                                                                                            \
     }
+
+#define LEARNED(SUFFIX, T)                                                                                            \
+    void learn_prompt_##SUFFIX(                                                                                       \
+        const T *x, const T *keys, const float *offsets, const T *values, const T *bias, T *out, T *shares,           \
+        const Size *shape, const Size *starts, float scale                                                            \
+    ) {                                                                                                               \
+        Prompts of{shape[0], shape[1], shape[2], shape[3], shape[4], starts};                                         \
+        learn_forward(x, keys, offsets, values, bias, out, shares, of, scale);                                        \
+    }                                                                                                                 \
+    void learn_prompt_backward_##SUFFIX(                                                                              \
+        const T *x, const T *keys, const T *values, const T *shares, const T *grad, T *by_x, T *by_keys,              \
+        float *by_offsets, T *by_values, const Size *shape, const Size *starts, float scale                           \
+    ) {                                                                                                               \
+        Prompts of{shape[0], shape[1], shape[2], shape[3], shape[4], starts};                                         \
+        learn_backward(x, keys, values, shares, grad, by_x, by_keys, by_offsets, by_values, of, scale);               \
+    }
+
+LEARNED(f32, float)
+LEARNED(bf16, Bf16)
 
 PROMPTS(f32, float)
 PROMPTS(bf16, Bf16)

@@ -1,4 +1,4 @@
-"""Cross-attention with a prompt multiplied into the layers around it.
+"""Cross-attention with prompts multiplied into the layers around it.
 
 What a prompt says to a picture's tokens x is
 
@@ -7,16 +7,20 @@ What a prompt says to a picture's tokens x is
 with k and v of the prompt's m tokens. In all steps of a generation Q, k, v and O stay what they are, so that
 Q k^T and v O can be multiplied before: then a head takes m channels instead of d on the way in and out. With
 fewer tokens than a head has channels these are fewer products, by far fewer for the empty prompt of guidance.
+Training, where Q and O change with every step, multiplies them before each of its steps.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from lineardit.kernels import native
+from lineardit.kernels import gradients, native
 
 
 class Around(NamedTuple):
@@ -93,6 +97,77 @@ def answer(x: Float[Tensor, "n c"], prompt: FoldedPrompt, out: Float[Tensor, "n 
         library, "attend_prompt", x.dtype, *given, *x.shape, prompt.heads, prompt.tokens, prompt.scale
     )
     return True
+
+
+def learned(
+    x: Float[Tensor, "b n c"],
+    around: Around,
+    key: Float[Tensor, "m c"],
+    value: Float[Tensor, "m c"],
+    counts: Sequence[int],
+    heads: int,
+) -> Float[Tensor, "b n c"] | None:
+    """What prompts of `counts` tokens, given one after the other, say to each token; for training.
+
+    None where the native library cannot learn from such tensors, or where it would not be ahead.
+    """
+    tokens, width = len(key), x.shape[-1]
+    d, dtype = width // heads, key.dtype
+    library = native.learns(x, *around, key, value)
+    # Products for each token of the picture, and for each of the prompts, beside those of the layers.
+    if (
+        library is None
+        or 0 in counts
+        or heads * tokens * x.shape[1] + tokens * width > x[..., 0].numel() * width
+    ):
+        return None
+    query = torch.unflatten(around.query, 0, (heads, d)).to(dtype)
+    out = torch.unflatten(around.out, 1, (heads, d)).permute(1, 2, 0).to(dtype)
+    key, value = (torch.unflatten(each, 1, (heads, d)).transpose(0, 1) for each in (key, value))
+    offsets = (key.float() * around.query_bias.float().view(heads, 1, d)).sum(-1)
+    given = x.to(dtype), key @ query, offsets, value @ out, around.out_bias.to(dtype)
+    answered: Tensor = gradients.run(Learned, *given, tuple(counts), d**-0.5, library)
+    return answered
+
+
+class Learned(torch.autograd.Function):
+    """What folded prompts say to the tokens (b n c): keys and values (heads m c), offsets (heads m)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        keys: Tensor,
+        offsets: Tensor,
+        values: Tensor,
+        bias: Tensor,
+        counts: tuple[int, ...],
+        scale: float,
+        library: native.Library,
+    ) -> Tensor:
+        x, keys, offsets, values = (each.contiguous() for each in (x, keys, offsets, values))
+        out = torch.empty_like(x)
+        shares = x.new_empty(x.shape[1] * len(keys) * sum(counts) + VECTOR)
+        ctx.shape, ctx.starts = (*x.shape, *keys.shape[:2]), (*accumulate(counts, initial=0),)
+        given = (x, keys, offsets, values, bias, out, shares)
+        native.call(library, "learn_prompt", x.dtype, *given, ctx.shape, ctx.starts, scale)
+        ctx.save_for_backward(x, keys, values, shares)
+        ctx.scale, ctx.library = scale, library
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, keys, values, _ = ctx.saved_tensors
+        by = [torch.empty_like(each) for each in (x, keys, keys[..., 0].float(), values)]
+        native.call(
+            ctx.library,
+            "learn_prompt_backward",
+            x.dtype,
+            *(*ctx.saved_tensors, grad.contiguous(), *by),
+            *(ctx.shape, ctx.starts, ctx.scale),
+        )
+        return *by, grad.sum((0, 1)), None, None, None
 
 
 def _packed(library: native.Library, matrix: Float[Tensor, "r c"], *, by_columns: bool) -> Tensor:

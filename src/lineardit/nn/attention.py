@@ -143,6 +143,8 @@ class CrossAttention(nn.Module):
 
         Instead of a prompt and its mask it takes what `read` made of them.
         """
+        if not isinstance(prompt, KeyValue) and (learned := self._learned(x, prompt, mask)) is not None:
+            return learned
         read = prompt if isinstance(prompt, KeyValue) else self._keys_and_values(prompt, mask)
         if any(read.folded):
             return self._answered(x, read)
@@ -168,8 +170,7 @@ class CrossAttention(nn.Module):
     ) -> tuple[prompts.FoldedPrompt | None, ...]:
         """The shortest prompts with the layers around, as long as all take no more room than those layers."""
         layers = self.to_q, self.to_out
-        plain = all(type(each) in (Linear, Int8Linear) for each in layers)
-        if not plain or not isinstance(self.query_norm, nn.Identity) or native.takes(key) is None:
+        if not self._folds(Linear, Int8Linear) or native.takes(key) is None:
             return ()
         room, heads = sum(each.weight.nbytes for each in layers), key.shape[1]
         chosen = set()
@@ -185,6 +186,20 @@ class CrossAttention(nn.Module):
             prompts.folded(around, key[i, :, :count], value[i, :, :count]) if i in chosen else None
             for i, count in enumerate(counts)
         )
+
+    def _learned(self, x: Tensor, prompt: Tensor, mask: Tensor | None) -> Float[Tensor, "b n c"] | None:
+        """`forward` with its gradients, where folding prompts pays in training."""
+        if not self._folds(Linear) or native.learns(x, prompt, *self.parameters()) is None:
+            return None
+        kept = prompt.new_ones(prompt.shape[:2], dtype=torch.bool) if mask is None else never_empty(mask)
+        key, value = self.to_kv(prompt[kept]).chunk(2, dim=-1)
+        around = prompts.Around(self.to_q.weight, self.to_q.bias, self.to_out.weight, self.to_out.bias)
+        return prompts.learned(x, around, key, value, kept.sum(1).tolist(), x.shape[-1] // self.head_dim)
+
+    def _folds(self, *kinds: type[nn.Module]) -> bool:
+        """Whether prompts can be multiplied into the layers around: of these kinds, with no norm between."""
+        plain = type(self.to_q) in kinds and type(self.to_out) in kinds
+        return plain and isinstance(self.query_norm, nn.Identity)
 
     def _answered(self, x: Float[Tensor, "b n c"], read: KeyValue) -> Float[Tensor, "b n c"]:
         """`forward`, row by row, where some prompts are folded."""
