@@ -2,7 +2,7 @@
 
     python benchmarks/products.py
 
-writes benchmarks/results/products.md, in about a minute. Times are medians, with freed memory kept; errors
+writes benchmarks/results/products.md, in two minutes. Times are medians, with freed memory kept; errors
 are the length of the difference to float64 over its length. The last table is the bundled autoencoder in
 bfloat16.
 """
@@ -28,12 +28,16 @@ from lineardit.interop.native import read_model
 from lineardit.kernels import native, passes
 from lineardit.kernels.allocator import keep_freed_memory
 from lineardit.kernels.convolution import convolved, convolved_doubled
+from lineardit.kernels.int8 import int8_linear, quantized_rows
+from lineardit.nn.attention import CrossAttention
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 PICTURES = ((128, 512), (256, 256), (512, 128))
 """Channels and side, as in f32c32's decoder at 512 pixels."""
 PRODUCTS = ((512, 1152, 3456), (512, 2880, 1152), (2048, 1152, 5760))
 """Rows, and the widths of a layer, as in SANA-0.6B."""
+WIDTH, HEAD, COUNT, TOKENS = 1152, 72, 1024, (2, 16, 31, 60)
+"""Of its attention to the prompt: width, that of a head, tokens of a picture, tokens of prompts."""
 CALLS, WARM_UPS = 7, 2
 
 
@@ -101,6 +105,40 @@ def products() -> list[list[str]]:
     return rows
 
 
+def int8_products() -> list[list[str]]:
+    """Linear layers of int8, from rounding the rows of x to the result; errors are those of the rounding."""
+    rows = []
+    for count, width, out in PRODUCTS:
+        x, weight = randn(count, width).bfloat16(), (randn(out, width) / width**0.5).bfloat16()
+        rounded = quantized_rows(weight)
+        exact = x.double() @ weight.double().T
+        name = f"{count} rows, {width} to {out}"
+        rows.append(row(name, "int8", lambda a=x, b=rounded: int8_linear(a, *b), exact))
+    return rows
+
+
+def prompts() -> list[list[str]]:
+    """Cross-attention to one prompt, with the layers around it; torch's attention, and prompts folded in."""
+    rows = []
+    for dtype, kind in DTYPES.items():
+        layer = CrossAttention(WIDTH, HEAD).to(kind)
+        exact_layer = CrossAttention(WIDTH, HEAD).double()
+        for number, each in enumerate(layer.parameters()):
+            # Scores of several units, so that shares are far from equal.
+            each.copy_(2 * randn(*each.shape, 2 + number)[..., 0] / WIDTH**0.5)
+        exact_layer.load_state_dict(layer.state_dict())
+        for tokens in TOKENS:
+            x, text = randn(1, COUNT, WIDTH).to(kind), randn(tokens, WIDTH).to(kind)
+            reads = {}
+            for path in ("torch", "native"):
+                with native.using(path):
+                    reads[path] = layer.read(text, (tokens,))
+            exact = exact_layer(x.double(), text[None].double())
+            run = lambda a=x, n=layer, r=reads: n(a, r["native" if native.is_in_use() else "torch"])  # noqa: E731
+            rows.append(row(f"{COUNT} tokens, a prompt of {tokens}", dtype, run, exact))
+    return rows
+
+
 def bundled() -> str:
     """How far its pictures in bfloat16 are from those in float32, of 255."""
     component = read_model(bundled_folder()).components["autoencoder"]
@@ -127,10 +165,13 @@ def main() -> None:
     keep_freed_memory()
     header = ["what", "dtype", "torch, ms", "native, ms", "times as fast", "error, torch", "error, native"]
     with torch.no_grad():
-        tables = [markdown_table(header, convolutions()), markdown_table(header, products()), bundled()]
+        work = convolutions, products, int8_products, prompts
+        tables = [*(markdown_table(header, each()) for each in work), bundled()]
     titles = [
         "## Convolutions",
         "## Products",
+        "## Products of int8",
+        "## Attention to a prompt, with the layers before and after",
         "## The bundled autoencoder in bfloat16, from itself in float32",
     ]
     stamp = f"`python benchmarks/products.py`; {stamp_line(hardware_stamp())}; freed memory kept."
