@@ -11,6 +11,7 @@ from PIL import Image
 from lineardit.autoencoder.bands import decode_in_bands, encode_in_bands
 from lineardit.errors import MemoryLimitError
 from lineardit.interop.bound import Fit, MemoryBound, tallest
+from lineardit.kernels import native, prompt
 from lineardit.pipeline import Pipeline
 
 CAT = "a red apple left of a cat"
@@ -101,6 +102,26 @@ def test_all_that_fits_is_done_at_once(pipe: Pipeline, monkeypatch: pytest.Monke
     pipe.limit_memory(10**9)
     assert torch.equal(pipe(CAT, **SIZE, output_type="pt").images, whole)
     assert seen == {"transformer": {None}, "encode": set(), "decode": set()}
+
+
+def test_within_a_bound_prompts_are_not_folded(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    if native.compiler() is None:
+        pytest.skip("there is no C++ compiler here")
+    folded: list[int] = []
+
+    def seen(around: prompt.Around, key: torch.Tensor, value: torch.Tensor) -> prompt.FoldedPrompt | None:
+        folded.append(key.shape[1])
+        return fold(around, key, value)
+
+    fold = prompt.folded
+    monkeypatch.setattr(prompt, "folded", seen)
+    with native.using("native"):
+        whole = pipe(CAT, **SIZE, output_type="pt").images
+        assert folded
+        folded.clear()
+        pipe.limit_memory(10**9)
+        torch.testing.assert_close(pipe(CAT, **SIZE, output_type="pt").images, whole, rtol=0, atol=1e-4)
+        assert not folded
 
 
 def test_a_bound_below_what_is_held_is_told_the_least_as_well(pipe: Pipeline) -> None:

@@ -97,6 +97,20 @@ def test_bands_of_a_velocity_take_less_the_lower_they_are() -> None:
     assert 0.85 < (told[1] - prompts) / counted < 1.15
 
 
+def test_prompts_are_counted_as_they_are_folded_or_not() -> None:
+    width, depth = 384, 5
+    config = TransformerConfig(
+        latent_channels=4, depth=depth, width=width, head_dim=32, cross_head_dim=32, text_width=8
+    )
+    given = (config, 4, 4, torch.float32, 1)
+    with native.using("auto"):
+        folded, plain = (transformer_bytes(*given, folds=folds) for folds in (True, False))
+        if native.is_in_use():
+            assert folded - plain == 2 * depth * width * (width - 300) * 4
+    with native.using("torch"):
+        assert transformer_bytes(*given) == transformer_bytes(*given, folds=False)
+
+
 def test_a_controlnet_is_counted_with_all_that_it_adds() -> None:
     config = TransformerConfig(
         latent_channels=4, depth=9, width=64, head_dim=16, cross_head_dim=16, text_width=8

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from lineardit.kernels import native
-from lineardit.kernels.prompt import Around, answer, folded, learned, prompted
+from lineardit.kernels.prompt import Around, answer, are_short, folded, learned, prompted
 
 # Length of the error over that of the answer without its bias; 6e-7 and 6e-3 where nothing is folded.
 NEAR = {torch.float32: 3e-6, torch.bfloat16: 8e-3}
@@ -132,17 +132,25 @@ def test_its_gradients_are_those_of_the_definition(
         assert (one.double() - other).norm() <= near * other.norm() + 1e-6
 
 
-def test_long_prompts_are_not_folded_in_training() -> None:
-    if native.compiler() is None:
-        pytest.skip("there is no C++ compiler here")
-    x, around, key, value = drawn((60, 2, 8, 20), torch.float32)
+@pytest.mark.parametrize(
+    ("counts", "tokens", "short"),
+    [((7,), 60, True), ((8,), 60, False), ((12, 2), 60, True), ((0, 3), 60, False)],
+)
+def test_prompts_are_short_where_folding_them_is_fewer_products(
+    counts: tuple[int, ...], tokens: int, short: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    # 2 heads of 8 channels: 2 * 60 m + 16 m products against 60 * 16 a picture.
+    assert are_short(counts, tokens, 16, 2) is short
+    monkeypatch.setattr(torch, "get_num_threads", lambda: len(counts) + 1)
+    assert not are_short(counts, tokens, 16, 2)
+
+
+def test_nothing_is_learned_folded_by_torch() -> None:
+    x, around, key, value = drawn((60, 2, 8, 7), torch.float32)
     key, value = (each.transpose(0, 1).flatten(1).requires_grad_() for each in (key, value))
-    with native.using("native"):
-        # 2 heads of 8 channels, 60 tokens: 2 * 60 m + 16 m products against 60 * 16.
-        assert learned(x[None], around, key[:7], value[:7], (7,), 2) is not None
-        assert learned(x[None], around, key[:8], value[:8], (8,), 2) is None
     with native.using("torch"):
-        assert learned(x[None], around, key[:7], value[:7], (7,), 2) is None
+        assert learned(x[None], around, key, value, (7,), 2) is None
 
 
 @DTYPES

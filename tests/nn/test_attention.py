@@ -240,6 +240,17 @@ def test_the_shortest_prompts_are_folded_as_long_as_they_take_no_more_room_than_
 
 
 @torch.no_grad()
+def test_folded_prompts_take_the_room_of_the_layers_at_most_and_none_where_they_must_not() -> None:
+    ours, text = CrossAttention(128, 32), randn(33, 128, seed=9)
+    with native.using("native"):
+        read = ours.read(text[:32], (16, 16))
+        room = sum(each.keys.nbytes + each.values.nbytes for each in read.folded if each is not None)
+        assert room == ours.to_q.weight.nbytes + ours.to_out.weight.nbytes
+        assert [each is not None for each in ours.read(text, (16, 17)).folded] == [True, False]
+        assert ours.read(text, (16, 17), folds=False).folded == ()
+
+
+@torch.no_grad()
 def test_a_norm_between_keeps_prompts_from_being_folded() -> None:
     ours, x, text, mask = layer_and_prompts((2, 4), qk_norm=True)
     with native.using("native"):
@@ -275,7 +286,10 @@ def test_layers_of_int8_are_folded_as_what_they_stand_for() -> None:
 
 
 @pytest.mark.parametrize("masked", [True, False])
-def test_training_with_short_prompts_gives_the_gradients_of_torch(masked: bool) -> None:
+def test_training_with_short_prompts_gives_the_gradients_of_torch(
+    masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     ours, x, text, kept = layer_and_prompts((1, 3, 2))
     mask = kept if masked else None
 
@@ -290,3 +304,12 @@ def test_training_with_short_prompts_gives_the_gradients_of_torch(masked: bool) 
         assert type(found[0].grad_fn).__name__ == "LearnedBackward"
     for one, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5 * float(other.detach().abs().max()))
+
+
+def test_training_with_long_prompts_attends_as_usual(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    ours, x, text, _ = layer_and_prompts((9, 9))
+    with native.using("native"):
+        out = ours(x.requires_grad_(), text)
+    assert type(out.grad_fn).__name__ != "LearnedBackward"
+    torch.testing.assert_close(out, ours(x, text), **EQUAL)

@@ -280,7 +280,7 @@ def _memory_facts(place: "Place", height: int | None, width: int | None, dtype: 
     latent_rows, token_rows = (-(-height // pixels // BANDS) for pixels in (stride, unit))
     banded = decoder_bytes(autoencoder, height, width, floats, latent_rows)
     sides = height // stride, width // stride
-    steps_banded = transformer_bytes(transformer, *sides, floats, twice, rows=token_rows)
+    steps_banded = transformer_bytes(transformer, *sides, floats, twice, rows=token_rows, folds=False)
     text = getattr(place.text, "size_bytes", 0)
     return {
         "picture": f"{height} x {width}, {_short_name(floats)}",

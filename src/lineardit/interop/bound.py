@@ -69,11 +69,12 @@ class MemoryBound:
     ) -> Fit:
         """Of a step with so many pictures of (height, width) latents, those without the prompt included.
 
-        `control` is the configuration of a ControlNet that runs beside it.
+        `control` is the configuration of a ControlNet that runs beside it. Prompts are not folded.
         """
 
         def needed(rows: int | None) -> int:
-            return transformer_bytes(config, height, width, dtype, pictures, rows=rows, control=control)
+            given = (config, height, width, dtype, pictures)
+            return transformer_bytes(*given, rows=rows, control=control, folds=False)
 
         if not isinstance(config, TransformerConfig):  # the article's network has no bands
             return Fit("a step", None, needed(None))

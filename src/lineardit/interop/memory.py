@@ -36,13 +36,16 @@ def transformer_bytes(
     *,
     rows: int | None = None,
     control: TransformerConfig | None = None,
+    folds: bool = True,
 ) -> int:
     """Of one velocity at latents of (height, width); `pictures` is 2 where each is guided.
 
     In bands of `rows` rows of tokens where given (SANA's transformer alone has them), and beside a ControlNet
-    where its configuration is.
+    where its configuration is. `folds` says that short prompts may be folded, as `Transformer.read` has it.
     """
-    return _transformer_bytes(config, height, width, dtype, pictures, rows, control, native.is_in_use())
+    return _transformer_bytes(
+        *(config, height, width, dtype, pictures, rows, control), native.is_in_use(), folds
+    )
 
 
 def decoder_bytes(
@@ -69,6 +72,7 @@ def _transformer_bytes(
     rows: int | None,
     control: TransformerConfig | None,
     _native: bool,
+    folds: bool,
 ) -> int:
     with torch.device("meta"):
         network, readers = _few_blocks(config)
@@ -94,7 +98,7 @@ def _transformer_bytes(
 
         tokens = pictures * height * width // config.patch_size**2
         prompts = pictures * PROMPT_TOKENS
-        if _native:  # shorter ones are folded into as much room as the layers around them take
+        if _native and folds:  # shorter ones are folded into as much room as the layers around them take
             prompts = max(prompts, config.width)
         held = 2 * prompts * readers
         if control is not None:  # what the blocks that are not run would add

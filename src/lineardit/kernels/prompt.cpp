@@ -48,7 +48,7 @@ inline void share(const float *scores, const float *offsets, Size tokens, float 
     for (Size t = 0; t < tokens; t += LANES) store(to + t, load(held + t) * slope);
 }
 
-// x (count channels), rows `stride` apart, to out (count channels). Keys are packed (channels, heads tokens), values
+// x (count channels) to out (count channels). Keys are packed (channels, heads tokens), values
 // (heads tokens, channels).
 template <typename T>
 void attend_prompt(
@@ -106,14 +106,15 @@ void attend_prompt(
     }
 }
 
-// Multiplies `count` rows of `depth` numbers, at row(r), with a packed matrix: take(r, c, sums) gets STRIP sums of each
-// row, from column c on. `held` has room for HEIGHT rows and their sums.
+// HEIGHT rows and their sums.
 template <typename H> struct Held {
     std::vector<H> rows;
     std::vector<float> sums;
     explicit Held(Size deep) : rows(HEIGHT * deep), sums(HEIGHT * STRIP) {}
 };
 
+// Multiplies `count` rows of `depth` numbers, at row(r), with a packed matrix: take(r, c, sums) gets STRIP sums of each
+// row, from column c on.
 template <typename H, typename Row, typename Take>
 inline void multiply_packed(Row row, Size count, Size depth, const H *packed, Size columns, Held<H> &held, Take take) {
     Size deep = padded(depth);
@@ -156,8 +157,9 @@ struct Prompts {
     }
 };
 
-// x (batch count channels) to out, with keys and values (heads total channels) and offsets (heads total). Shares are kept
-// for the way back: those of picture b are (count, heads tokens), after those before.
+// For training, a picture to a thread: x (batch count channels) to out, with keys and values (heads total channels) and
+// offsets (heads total). Shares are kept for the way back: those of picture b are (count, heads tokens), after those
+// before; behind the last there is room for a vector.
 template <typename T>
 void learn_forward(
     const T *x, const T *keys, const float *offsets, const T *values, const T *bias, T *out, T *shares, Prompts of,

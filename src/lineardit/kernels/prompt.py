@@ -99,6 +99,19 @@ def answer(x: Float[Tensor, "n c"], prompt: FoldedPrompt, out: Float[Tensor, "n 
     return True
 
 
+def are_short(counts: Sequence[int], tokens: int, width: int, heads: int) -> bool:
+    """Whether training is ahead with prompts of `counts` tokens folded, for pictures of so many tokens.
+
+    Folded, the layers give `heads` numbers for each token of a prompt instead of `width`, and folding takes
+    as long as they would for the tokens of the prompts. A prompt without any token cannot be folded. One
+    thread takes a picture, so that there must be as many.
+    """
+    total = sum(counts)
+    if len(counts) < torch.get_num_threads():
+        return False
+    return 0 not in counts and heads * total * tokens + total * width <= len(counts) * tokens * width
+
+
 def learned(
     x: Float[Tensor, "b n c"],
     around: Around,
@@ -109,17 +122,11 @@ def learned(
 ) -> Float[Tensor, "b n c"] | None:
     """What prompts of `counts` tokens, given one after the other, say to each token; for training.
 
-    None where the native library cannot learn from such tensors, or where it would not be ahead.
+    None where the native library cannot learn from such tensors. Whether it pays, `are_short` tells.
     """
-    tokens, width = len(key), x.shape[-1]
-    d, dtype = width // heads, key.dtype
+    d, dtype = x.shape[-1] // heads, key.dtype
     library = native.learns(x, *around, key, value)
-    # Products for each token of the picture, and for each of the prompts, beside those of the layers.
-    if (
-        library is None
-        or 0 in counts
-        or heads * tokens * x.shape[1] + tokens * width > x[..., 0].numel() * width
-    ):
+    if library is None:
         return None
     query = torch.unflatten(around.query, 0, (heads, d)).to(dtype)
     out = torch.unflatten(around.out, 1, (heads, d)).permute(1, 2, 0).to(dtype)

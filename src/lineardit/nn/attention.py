@@ -152,11 +152,18 @@ class CrossAttention(nn.Module):
         out: Tensor = self.to_out(rearrange(mixed, "b heads n d -> b n (heads d)"))
         return out
 
-    def read(self, prompt: Float[Tensor, "tokens c"], counts: tuple[int, ...]) -> KeyValue:
-        """Keys and values of prompts of `counts` tokens, given one after the other."""
+    def read(
+        self, prompt: Float[Tensor, "tokens c"], counts: tuple[int, ...], *, folds: bool = True
+    ) -> KeyValue:
+        """Keys and values of prompts of `counts` tokens, given one after the other.
+
+        `folds` allows short ones to be multiplied into the layers around (`kernels.prompt`): faster, in more
+        memory.
+        """
         both = nn.utils.rnn.pad_sequence(list(self.to_kv(prompt).split(counts)), batch_first=True)
         key, value = self._split(both)
-        return KeyValue(key, value, counts=counts, folded=self._folded(key, value, counts))
+        folded = self._folded(key, value, counts) if folds else ()
+        return KeyValue(key, value, counts=counts, folded=folded)
 
     def _keys_and_values(self, prompt: Tensor, mask: Tensor | None) -> KeyValue:
         return KeyValue(*self._split(self.to_kv(prompt)), None if mask is None else never_empty(mask))
@@ -192,9 +199,12 @@ class CrossAttention(nn.Module):
         if not self._folds(Linear) or native.learns(x, prompt, *self.parameters()) is None:
             return None
         kept = prompt.new_ones(prompt.shape[:2], dtype=torch.bool) if mask is None else never_empty(mask)
+        counts, heads = kept.sum(1).tolist(), x.shape[-1] // self.head_dim
+        if not prompts.are_short(counts, *x.shape[1:], heads):
+            return None
         key, value = self.to_kv(prompt[kept]).chunk(2, dim=-1)
         around = prompts.Around(self.to_q.weight, self.to_q.bias, self.to_out.weight, self.to_out.bias)
-        return prompts.learned(x, around, key, value, kept.sum(1).tolist(), x.shape[-1] // self.head_dim)
+        return prompts.learned(x, around, key, value, counts, heads)
 
     def _folds(self, *kinds: type[nn.Module]) -> bool:
         """Whether prompts can be multiplied into the layers around: of these kinds, with no norm between."""

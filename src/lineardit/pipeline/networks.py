@@ -55,7 +55,7 @@ class PromptedNetwork(ABC):
         self, jobs: Sequence[Settings], conditions: TextEmbedding, control: Tensor | None
     ) -> Branches:
         """Both share what was read of the prompts, and each has its own cache."""
-        read = self.transformer.read(conditions.embeddings, conditions.mask)
+        read = self._read(conditions)
         if not self.is_guided(jobs):
             return Branches(self._velocity(jobs, conditions, read, control), None)
         wanted, twice = len(jobs), 2 * len(jobs)  # the negative prompts come first
@@ -64,6 +64,9 @@ class PromptedNetwork(ABC):
             self._velocity(jobs, only, read.rows(wanted, twice), control),
             self._velocity(jobs, conditions, read, control),
         )
+
+    def _read(self, conditions: TextEmbedding) -> PromptReading:
+        return self.transformer.read(conditions.embeddings, conditions.mask)
 
     @abstractmethod
     def _velocity(
@@ -110,6 +113,9 @@ class SanaNetwork(PromptedNetwork):
             return out
 
         return velocity
+
+    def _read(self, conditions: TextEmbedding) -> PromptReading:
+        return self.transformer.read(conditions.embeddings, conditions.mask, folds=self.bound is None)
 
     def _rows(self, latents: Tensor, control: Tensor | None) -> int | None:
         """Rows of tokens that a block has in hand at a time; None is all."""

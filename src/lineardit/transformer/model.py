@@ -158,8 +158,12 @@ class Transformer(nn.Module):
         tokens: Tensor = self.patchify(latents.to(self.patchify.weight.dtype)).flatten(2).transpose(1, 2)
         return tokens if self.config.position == "none" else tokens + self._positions(grid).to(tokens)
 
-    def read(self, text: Float[Tensor, "b m t"], mask: Bool[Tensor, "b m"] | None = None) -> PromptReading:
+    def read(
+        self, text: Float[Tensor, "b m t"], mask: Bool[Tensor, "b m"] | None = None, *, folds: bool = True
+    ) -> PromptReading:
         """What all steps of a generation share of prompts: only the tokens that are there, and those once.
+
+        `folds` lets up to an eighth of the weights' memory be spent on speed (`CrossAttention.read`).
 
         Raises:
             ShapeError: the text has another width.
@@ -174,7 +178,7 @@ class Transformer(nn.Module):
         readings = []
         for block in self.blocks:
             assert isinstance(block, Block)
-            readings.append(block.cross_attention.read(prompt, counts))
+            readings.append(block.cross_attention.read(prompt, counts, folds=folds))
         return PromptReading(tuple(readings))
 
     def _prompts(self, text: Tensor | PromptReading, mask: Tensor | None) -> Sequence[Tensor | KeyValue]:
