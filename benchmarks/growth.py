@@ -70,7 +70,7 @@ def of_softmax(row: Row) -> Picture:
     return Picture(SOFTMAX, counted.pixels, seconds, max(peaks), max(timed.step_peak or 0, peaks[1]))
 
 
-def page(pictures: Sequence[Picture], pixels: str, budget: float) -> str:
+def page(pictures: Sequence[Picture], command: str) -> str:
     """The table, and the fitted exponents."""
     header = ["who", "pixels a side", "s a picture", "GB beyond weights", "peak, GB", "left out"]
     cells = [
@@ -96,11 +96,10 @@ def page(pictures: Sequence[Picture], pixels: str, budget: float) -> str:
             )
     return (
         "# How a picture grows\n\n"
-        f"`python benchmarks/growth.py --pixels {pixels} --budget {budget:g}`; "
-        f"{stamp_line(hardware_stamp())}; bf16, random weights.\n\n"
-        f"A picture is {STEPS} guided steps and its decoding. Seconds are medians after a first call, or it "
-        "call where it is long. GB beyond weights is the most that a part took beyond what its process held "
-        "before.\n\n"
+        f"`{command}`; {stamp_line(hardware_stamp())}; bf16, random weights.\n\n"
+        f"A picture is {STEPS} guided steps and its decoding. Seconds are medians after a first call, or "
+        "that call where it is long. GB beyond weights is the most that a part took beyond what its process "
+        "held before.\n\n"
         f"{markdown_table(header, cells)}\n\n" + "\n".join(lines) + "\n\n"
         "![time](growth-time.svg)\n\n![memory](growth-memory.svg)\n"
     )
@@ -144,7 +143,10 @@ def main() -> None:
         rows.append(each)
         sys.stderr.write(f"{each}\n")
     pictures += sorted(of_peers(rows), key=lambda each: (each.who, each.pixels))
-    (options.output / "growth.md").write_text(page(pictures, options.pixels, options.budget), "utf-8")
+    told = {"pixels": options.pixels, "budget": options.budget, "softmax-budget": options.softmax_budget}
+    given = " ".join(f"--{name} {value}" for name, value in told.items())
+    command = f"python benchmarks/growth.py {given}"
+    (options.output / "growth.md").write_text(page(pictures, command), "utf-8")
     time = plot(pictures, "seconds", "Time of a picture", "seconds", 1)
     (options.output / "growth-time.svg").write_text(time, "utf-8")
     memory = plot(pictures, "taken", "Memory of a picture beyond the weights", "GB", 1e9)
