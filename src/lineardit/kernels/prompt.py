@@ -165,13 +165,13 @@ class Learned(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, keys, values, _ = ctx.saved_tensors
+        x, keys, values, shares = ctx.saved_tensors
         by = [torch.empty_like(each) for each in (x, keys, keys[..., 0].float(), values)]
         native.call(
             ctx.library,
             "learn_prompt_backward",
             x.dtype,
-            *(*ctx.saved_tensors, grad.contiguous(), *by),
+            *(x, keys, values, shares, grad.contiguous(), *by),
             *(ctx.shape, ctx.starts, ctx.scale),
         )
         return *by, grad.sum((0, 1)), None, None, None

@@ -200,7 +200,7 @@ class CrossAttention(nn.Module):
             return None
         kept = prompt.new_ones(prompt.shape[:2], dtype=torch.bool) if mask is None else never_empty(mask)
         counts, heads = kept.sum(1).tolist(), x.shape[-1] // self.head_dim
-        if not prompts.are_short(counts, *x.shape[1:], heads):
+        if not prompts.are_short(counts, x.shape[1], x.shape[2], heads):
             return None
         key, value = self.to_kv(prompt[kept]).chunk(2, dim=-1)
         around = prompts.Around(self.to_q.weight, self.to_q.bias, self.to_out.weight, self.to_out.bias)
