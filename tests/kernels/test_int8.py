@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lineardit.kernels import int8
+from lineardit.kernels import int8, native
 from lineardit.kernels.int8 import int8_linear, quantized_rows
 
 pytestmark = pytest.mark.usefixtures("path")
@@ -70,3 +70,21 @@ def test_leading_axes_are_kept() -> None:
     found = int8_linear(x, *weight)
     assert found.shape == (2, 3, 5, 8)
     torch.testing.assert_close(found[1, 2], int8_linear(x[1, 2], *weight))
+
+
+def test_where_a_processor_multiplies_int8_in_tiles_it_is_left_to_torch(
+    path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, weight = randn(9, 40), quantized_rows(randn(50, 40))
+    found = int8_linear(x, *weight)
+    called: list[str] = []
+    call = native.call
+
+    def seen(library: native.Library, name: str, *rest: object) -> None:
+        called.append(name)
+        call(library, name, *rest)
+
+    monkeypatch.setattr(native, "call", seen)
+    monkeypatch.setattr(native, "has_tiles", lambda: True)
+    torch.testing.assert_close(int8_linear(x, *weight), found)
+    assert called == (["quantize_rows", "from_products"] if path == "native" else [])

@@ -290,10 +290,8 @@ def _loads_step(own: Contender, folder: str, dtype: torch.dtype) -> Work:
         quantize_linears(ours.blocks)
 
     def our_step(size: int, allowed: int) -> Callable[[], Tensor]:
-        latents, read = (
-            _latents(config.latent_channels, size).to(dtype),
-            ours.read(text, mask, folds=not allowed),
-        )
+        latents = _latents(config.latent_channels, size).to(dtype)
+        read = ours.read(text, mask, folds=not allowed)
         rows = None
         if allowed:
             bound = MemoryBound.beside_held(allowed, CPU)

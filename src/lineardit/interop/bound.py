@@ -69,12 +69,14 @@ class MemoryBound:
     ) -> Fit:
         """Of a step with so many pictures of (height, width) latents, those without the prompt included.
 
-        `control` is the configuration of a ControlNet that runs beside it. Prompts are not folded.
+        `control` is the configuration of a ControlNet that runs beside it. SANA's transformer folds no
+        prompts then.
         """
 
         def needed(rows: int | None) -> int:
             given = (config, height, width, dtype, pictures)
-            return transformer_bytes(*given, rows=rows, control=control, folds=False)
+            folds = not isinstance(config, TransformerConfig)
+            return transformer_bytes(*given, rows=rows, control=control, folds=folds)
 
         if not isinstance(config, TransformerConfig):  # the article's network has no bands
             return Fit("a step", None, needed(None))

@@ -366,9 +366,9 @@ void apply_backward(
 // The prompt's kept tokens of one row and head, and products with them: softmax(q k^T / sqrt(d)) v.
 struct Prompt {
     Size d, deep, wide, count = 0;
-    std::vector<float> key, value, key_turned, value_turned;
+    std::vector<float> key, value, key_turned, value_turned, held;
     std::vector<Size> kept;
-    Prompt(Size tokens, Size d) : d(d), deep(padded(d)), wide(padded(tokens)) {
+    Prompt(Size tokens, Size d) : d(d), deep(padded(d)), wide(padded(tokens)), held(wide) {
         key.resize(wide * deep);
         value.resize(wide * deep);
         key_turned.resize(d * wide);
@@ -389,19 +389,11 @@ struct Prompt {
         transpose(value.data(), count, d, deep, value_turned.data(), wide);
     }
     // Scores of rows become shares that add up to one; beyond the kept tokens they are zero.
-    void softmax(float *scores, Size rows, float scale) const {
+    void softmax(float *scores, Size rows, float scale) {
         for (Size t = 0; t < rows; ++t) {
-            float *row = scores + t * wide, highest = row[0];
-            for (Size c = 1; c < count; ++c) highest = row[c] > highest ? row[c] : highest;
-            Lanes sum{};
-            for (Size c = 0; c < wide; c += LANES) {
-                Lanes share = exponential((load(row + c) - highest) * scale);
-                for (Size lane = std::max<Size>(0, count - c); lane < LANES; ++lane) share[lane] = 0;
-                store(row + c, share);
-                sum += share;
-            }
-            float whole = 1 / total(sum);
-            for (Size c = 0; c < wide; c += LANES) store(row + c, load(row + c) * whole);
+            float *row = scores + t * wide;
+            ::softmax(row, nullptr, count, scale, held.data(), row);
+            std::fill(row + padded(count), row + wide, 0.0f);
         }
     }
 };

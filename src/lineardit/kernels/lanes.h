@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #ifdef __AVX512F__
@@ -139,6 +140,37 @@ inline Lanes features(Lanes x, int map) {
     Lanes above = x > 0.0f ? x : Lanes{};
     if (map == 0) return x != x ? x : above;
     return x > 0.0f ? x + 1.0f : exponential(x);
+}
+
+// The first `left` lanes, and `other` beyond.
+inline Lanes only(Lanes lanes, Size left, float other) {
+    Whole lane{};
+    for (Size i = 0; i < LANES; ++i) lane[i] = i;
+    return lane < int32_t(left) ? lanes : all(other);
+}
+
+// Shares of tokens that add up to one: softmax(scale (scores + offsets)), where there are offsets. What lies up to a vector
+// beyond the tokens is read and written, too, as zeros. `held` has room for all of them, and `to` may be the scores.
+template <typename H>
+inline void softmax(const float *scores, const float *offsets, Size tokens, float scale, float *held, H *to) {
+    const float lowest = -std::numeric_limits<float>::infinity();
+    Lanes high = all(lowest), sum{};
+    for (Size t = 0; t < tokens; t += LANES) {
+        Lanes score = load(scores + t);
+        if (offsets) score += load(offsets + t);
+        score = only(score * scale, tokens - t, lowest);
+        store(held + t, score);
+        high = score > high ? score : high;
+    }
+    float highest = high[0];
+    for (Size lane = 1; lane < LANES; ++lane) highest = std::max(highest, high[lane]);
+    for (Size t = 0; t < tokens; t += LANES) {
+        Lanes share = only(exponential(load(held + t) - highest), tokens - t, 0.0f);
+        store(held + t, share);
+        sum += share;
+    }
+    float whole = 1 / total(sum);
+    for (Size t = 0; t < tokens; t += LANES) store(to + t, load(held + t) * whole);
 }
 
 // out[t] = sum_i left[t, i] right[i] for some rows at a time. `right` has rows of `width` numbers, a multiple of

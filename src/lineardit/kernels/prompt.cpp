@@ -3,7 +3,6 @@
 // One thread takes some tokens all the way, from the picture's to those that go back, so that neither scores nor shares
 // leave its cache.
 
-#include <limits>
 #include <omp.h>
 
 #include "products.h"
@@ -17,35 +16,6 @@ void pack(const T *from, Size columns, Size depth, typename Factor<T>::Type *to,
 #pragma omp parallel for schedule(static)
     for (Size strip = 0; strip < strips_of(columns); ++strip)
         pack_columns<T>([&](Size column) { return from + column * depth; }, strip, columns, depth, to);
-}
-
-// The first `left` lanes, and `other` beyond.
-inline Lanes only(Lanes lanes, Size left, float other) {
-    Whole lane{};
-    for (Size i = 0; i < LANES; ++i) lane[i] = i;
-    return lane < int32_t(left) ? lanes : all(other);
-}
-
-// Shares of the tokens in one head of one row: softmax(scale (scores + offsets)). What lies up to a vector beyond the
-// tokens is read and written, too, as zeros.
-template <typename H>
-inline void share(const float *scores, const float *offsets, Size tokens, float scale, float *held, H *to) {
-    const float lowest = -std::numeric_limits<float>::infinity();
-    Lanes high = all(lowest), sum{};
-    for (Size t = 0; t < tokens; t += LANES) {
-        Lanes score = only((load(scores + t) + load(offsets + t)) * scale, tokens - t, lowest);
-        store(held + t, score);
-        high = score > high ? score : high;
-    }
-    float highest = high[0];
-    for (Size lane = 1; lane < LANES; ++lane) highest = std::max(highest, high[lane]);
-    for (Size t = 0; t < tokens; t += LANES) {
-        Lanes weight = only(exponential(load(held + t) - highest), tokens - t, 0.0f);
-        store(held + t, weight);
-        sum += weight;
-    }
-    float slope = 1 / total(sum);
-    for (Size t = 0; t < tokens; t += LANES) store(to + t, load(held + t) * slope);
 }
 
 // x (count channels) to out (count channels). Keys are packed (channels, heads tokens), values
@@ -86,7 +56,7 @@ void attend_prompt(
                 H *to = shares.data() + t * middle;
                 for (Size head = 0; head < heads; ++head) {
                     Size place = head * tokens;
-                    share(scores.data() + t * wide + place, offsets + place, tokens, scale, held.data(), to + place);
+                    softmax(scores.data() + t * wide + place, offsets + place, tokens, scale, held.data(), to + place);
                 }
                 std::fill(to + columns, to + middle, H{});
             }
@@ -192,7 +162,7 @@ void learn_forward(
                 T *to = kept.data();
                 for (Size head = 0; head < of.heads; ++head) {
                     Size place = head * tokens;
-                    share(
+                    softmax(
                         scores.data() + t % HEIGHT * wide + place, offset.data() + place, tokens, scale, part.data(),
                         to + place
                     );
