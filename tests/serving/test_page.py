@@ -130,6 +130,31 @@ def test_a_prompt_becomes_a_picture_that_survives_a_reload_and_gives_its_setting
     assert page.do("document.querySelector('#gallery a').download") == "a-red-apple-42.png"
 
 
+SLOW_COMMITS = """
+    const add = IDBObjectStore.prototype.add;
+    IDBObjectStore.prototype.add = function (...given) {
+        const end = performance.now() + 500;
+        const linger = () => { if (performance.now() < end) this.count().onsuccess = linger; };
+        const asked = add.apply(this, given);
+        asked.addEventListener("success", linger);
+        return asked;
+    };
+"""
+"""Browsers may take their time between what was asked for and what is on the disk."""
+
+
+def test_a_picture_that_is_seen_is_kept_even_if_the_page_is_left_at_once(page: Any, pretended: Any) -> None:
+    page.open(pretended.url)
+    before = len(pictures(page))
+    page.do(SLOW_COMMITS)
+    page.fill("#prompt", "a quick pear")
+    page.fill("#count", "1")
+    page.press(*ENTER, control=True)
+    page.until(f"document.querySelectorAll('#gallery img').length === {before + 1}")
+    page.open(pretended.url)
+    assert pictures(page).count("a quick pear") == 1
+
+
 def test_cancelling_stops_the_work(page: Any, pretended: Any) -> None:
     page.open(pretended.url)
     for field, text in (("#prompt", "slow"), ("#steps", "1000"), ("#count", "1")):

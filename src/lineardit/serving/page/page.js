@@ -282,12 +282,13 @@ const database = new Promise((resolve, reject) => {
   opening.onerror = () => reject(opening.error);
 });
 
+// Answers once it is committed: what is only asked for is lost when the page is left.
 async function stored(mode, use) {
-  const store = (await database).transaction("pictures", mode).objectStore("pictures");
-  const asked = use(store);
+  const transaction = (await database).transaction("pictures", mode);
+  const asked = use(transaction.objectStore("pictures"));
   return new Promise((resolve, reject) => {
-    asked.onsuccess = () => resolve(asked.result);
-    asked.onerror = () => reject(asked.error);
+    transaction.oncomplete = () => resolve(asked.result);
+    transaction.onabort = () => reject(transaction.error);
   });
 }
 
