@@ -99,7 +99,7 @@ def test_a_share_of_the_first_ones_memory_is_what_another_may_take(monkeypatch: 
 
 def test_what_does_not_fit_is_left_out_with_its_reason(tmp_path: Path) -> None:
     own = Contender("lineardit", share=0.5)
-    write_weights(str(tmp_path), ["step", "decode"], "fp32")
+    write_weights(str(tmp_path), "fp32")
     answers = run_contender(own, ["step", "decode"], 64, "fp32", 1000, str(tmp_path), 0.0, 1)
     for part in ("step", "decode"):
         assert "is not enough" in answers[part]["reason"] and "Allow" in answers[part]["reason"]
@@ -107,7 +107,7 @@ def test_what_does_not_fit_is_left_out_with_its_reason(tmp_path: Path) -> None:
 
 
 def test_a_long_call_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_weights(str(tmp_path), ["step"], "fp32")
+    write_weights(str(tmp_path), "fp32")
     given = (["step"], 64, "fp32", 0, str(tmp_path))
     assert run_contender(CONTENDERS["diffusers"], *given, 1.0, 1)["step"]["calls"] >= 3
     monkeypatch.setattr(peers, "LONG", 0)
@@ -135,7 +135,7 @@ def test_what_is_unknown_is_refused() -> None:
 def test_a_picture_is_its_steps_and_its_decoding() -> None:
     giga = 10**9
     rows = [
-        Measured("diffusers", "step", 512, 1.0, 3, 2.0, 0.5, giga, 3 * giga, 0.0),
+        Measured("diffusers", "step", 512, 1.0, 3, 2.0, 0.0, giga, 3 * giga, 0.0),
         Measured("diffusers", "decode", 512, 5.0, 3, 6.0, 0.0, giga, 4 * giga, 0.0),
         Measured("lineardit, native", "step", 512, 0.5, 3, 0.6, 1.0, giga, 2 * giga, 1e-3),
         Measured("lineardit, native", "decode", 512, 1.5, 3, 2.0, 0.0, giga, giga, 2e-3),

@@ -116,6 +116,14 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def deeper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with three blocks instead of two."""
+    folder = tmp_path_factory.mktemp("published") / "Sana_deeper_diffusers"
+    tiny_pipeline(num_layers=3).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def sprint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same of a distilled pipeline: with qk norm and an embedded guidance scale."""
     folder = tmp_path_factory.mktemp("published") / "Sana_Sprint_tiny_diffusers"

@@ -11,6 +11,7 @@ from torch import Tensor
 from lineardit.config.models import TransformerConfig
 from lineardit.config.presets import differing
 from lineardit.errors import CheckpointError, ConfigError
+from lineardit.interop.assembly import assemble_controlnet
 from lineardit.interop.diffusers import from_diffusers_transformer
 from lineardit.interop.diffusers_config import (
     controlnet_config_from_diffusers,
@@ -18,7 +19,7 @@ from lineardit.interop.diffusers_config import (
     transformer_config_to_diffusers,
 )
 from lineardit.interop.export import export
-from lineardit.interop.places import assemble_controlnet, open_place
+from lineardit.interop.places import open_place
 from lineardit.transformer.controlnet import ControlNet
 from lineardit.transformer.model import Transformer
 

@@ -19,6 +19,7 @@ from lineardit.interop.export import export
 from lineardit.interop.native import save_model
 from lineardit.interop.pickles import open_pickle
 from lineardit.interop.places import Place, open_place
+from lineardit.nn.offload import offloaded
 from lineardit.pipeline import Pipeline
 
 
@@ -281,6 +282,20 @@ def test_a_published_pipeline_is_described(published: Path, capsys: pytest.Captu
     assert memory["weights_bytes"] == sum(
         facts[name]["size_bytes"] for name in ("transformer", "autoencoder")
     )
+    pipe = Pipeline.from_pretrained(published, device="cpu", offload=True)
+    stays = sum(
+        each.nbytes
+        for network in pipe.networks.values()
+        for each in network.state_dict().values()
+        if not each.is_meta
+    )
+    text, blocks, decoder = (
+        max(each.size_bytes for each in offloaded(network))
+        for network in (pipe.networks["text_encoder"], pipe.transformer, pipe.autoencoder.decoder)
+    )
+    steps, decoding = memory["denoising_in_bands_bytes"], memory["decoding_in_bands_bytes"]
+    least = memory["program_bytes"] + stays + max(text, blocks + steps, decoder + decoding)
+    assert memory["offloaded_in_bands_bytes"] == least
     assert main(["info", str(published)]) == 0
     assert "denoising" in capsys.readouterr().out
 

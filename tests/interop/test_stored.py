@@ -13,9 +13,10 @@ from torch import Tensor
 from lineardit.config.models import TransformerConfig
 from lineardit.errors import CheckpointError, InputError, OutputError
 from lineardit.interop import official
+from lineardit.interop.assembly import assemble_transformer
 from lineardit.interop.export import export
 from lineardit.interop.native import save_transformer
-from lineardit.interop.places import assemble_transformer, open_place
+from lineardit.interop.places import open_place
 from lineardit.interop.shards import find_weights, open_weights, write_file, write_weights
 from lineardit.interop.stored import Stored, open_tensors, stored_of
 from lineardit.transformer.model import Transformer

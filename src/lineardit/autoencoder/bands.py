@@ -19,6 +19,7 @@ from lineardit.autoencoder.resample import Downsample, Upsample, average_channel
 from lineardit.errors import InputError
 from lineardit.kernels.linear_attention import LinearAttentionState, linear_attention, linear_attention_state
 from lineardit.kernels.live import telling
+from lineardit.nn.offload import loaded
 
 Layer = Callable[[Tensor], Tensor]
 
@@ -43,7 +44,9 @@ def decode_in_bands(
         InputError: rows is not positive.
     """
     raw = latents / autoencoder.scale + autoencoder.shift
-    return _through(_decoder_layers(autoencoder.decoder), raw, rows, autoencoder.config.stride, grows=True)
+    stride = autoencoder.config.stride
+    with loaded(autoencoder.decoder):
+        return _through(_decoder_layers(autoencoder.decoder), raw, rows, stride, grows=True)
 
 
 @torch.no_grad()
@@ -56,7 +59,8 @@ def encode_in_bands(
         InputError: rows is not positive.
     """
     layers, stride = _encoder_layers(autoencoder.encoder), autoencoder.config.stride
-    latents = _through(layers, images, rows, stride, grows=False)
+    with loaded(autoencoder.encoder):
+        latents = _through(layers, images, rows, stride, grows=False)
     return (latents - autoencoder.shift) * autoencoder.scale
 
 

@@ -20,6 +20,7 @@ from lineardit.config.models import AutoencoderConfig
 from lineardit.errors import check_multiple
 from lineardit.kernels import native
 from lineardit.nn.norm import ChannelRMSNorm
+from lineardit.nn.offload import loaded
 from lineardit.nn.wide import Conv2d
 
 AnyAutoencoderConfig = AutoencoderConfig | ArticleAutoencoderConfig
@@ -126,12 +127,14 @@ class Autoencoder(nn.Module):
         stride = self.config.stride
         for name, side in zip(("height", "width"), images.shape[-2:], strict=True):
             check_multiple(name, side, stride, f"{stride}, the pixels per latent")
-        latents: Tensor = (self.encoder(images) - self.shift) * self.scale
+        with loaded(self.encoder):
+            latents: Tensor = (self.encoder(images) - self.shift) * self.scale
         return latents
 
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
         """Pixels of the latents that `encode` gives; not clamped to [-1, 1]."""
-        pixels: Tensor = self.decoder(latents / self.scale + self.shift)
+        with loaded(self.decoder):
+            pixels: Tensor = self.decoder(latents / self.scale + self.shift)
         return pixels
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 H W"]:

@@ -19,18 +19,24 @@ from torch.utils.flop_counter import FlopCounterMode
 from lineardit.autoencoder.bands import decode_in_bands
 from lineardit.autoencoder.model import Autoencoder
 from lineardit.bench.process import answer_of
+from lineardit.config.models import TransformerConfig
 from lineardit.config.presets import autoencoder_preset, transformer_preset
 from lineardit.errors import InputError, LineardiTError, MemoryLimitError
-from lineardit.interop.bound import MemoryBound
+from lineardit.interop.assembly import assemble_autoencoder, assemble_transformer
 from lineardit.interop.diffusers import from_diffusers_autoencoder, from_diffusers_transformer
 from lineardit.interop.diffusers_config import (
     autoencoder_config_to_diffusers,
     transformer_config_to_diffusers,
 )
+from lineardit.interop.places import Network, Place
+from lineardit.interop.stored import open_tensors
 from lineardit.kernels import native
 from lineardit.kernels.allocator import keep_freed_memory, resident_bytes, return_freed_memory
 from lineardit.kernels.select import DTYPES
-from lineardit.nn.int8 import quantize_linears
+from lineardit.nn.offload import offloaded
+from lineardit.pipeline.model import Model
+from lineardit.pipeline.room import Room
+from lineardit.pipeline.sampling import Sampling
 from lineardit.transformer.model import Transformer
 
 TRANSFORMER, AUTOENCODER = "sana-0.6b", "dc-ae-f32c32-sana-1.0"
@@ -60,7 +66,14 @@ class Contender(NamedTuple):
     int8: bool = False
     """The transformer's layers are int8 (`nn.int8`)."""
     share: float = 0.0
-    """Of the most that the first contender held: what is allowed, in bands. 0 sets no bound."""
+    """Of the most that the first contender held: what is allowed. 0 sets no bound."""
+    most: int = 0
+    """Bytes that are allowed, where that is not a share. 0 sets no bound."""
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether its weights wait in their files, and what it computes in bands."""
+        return bool(self.share or self.most)
 
 
 SHARE = 0.6
@@ -91,7 +104,7 @@ class Measured(NamedTuple):
     first: float
     """Seconds of the first call: warming up and compiling."""
     once: float
-    """Seconds that are spent once a picture, in reading the prompt."""
+    """Seconds that are spent once a picture, in reading the prompt and weights that wait in their files."""
     held: int | None
     """Bytes that the process held before: the weights of all parts, and the libraries."""
     peak: int | None
@@ -110,36 +123,44 @@ class LeftOut(NamedTuple):
 
 
 def measure_peers(
-    names: Sequence[str], parts: Sequence[str], pixels: Sequence[int], dtype: str, budget: float, threads: int
+    names: Sequence[str],
+    parts: Sequence[str],
+    pixels: Sequence[int],
+    dtype: str,
+    budget: float,
+    threads: int,
+    more: Mapping[str, Contender] | None = None,
 ) -> Iterator[Measured | LeftOut]:
     """Rows, size by size; each measurement takes about `budget` seconds, three calls at least.
 
-    A call of more than `LONG` budgets is made once. One that does not fit the memory is left out.
+    A call of more than `LONG` budgets is made once. One that does not fit the memory is left out. `names` are
+    those of `CONTENDERS`, and of some `more`.
 
     Raises:
         InputError: an unknown contender or dtype.
         LineardiTError: an output is not that of the first contender.
     """
+    known = CONTENDERS | dict(more or {})
     for name in names:
-        if name not in CONTENDERS:
+        if name not in known:
             raise InputError(f"unknown contender {name!r}. Use some of {'; '.join(CONTENDERS)}.")
     if dtype not in NEAR:
         raise InputError(f"dtype={dtype} is not compared. Use one of {', '.join(NEAR)}.")
     with tempfile.TemporaryDirectory() as folder:
-        answer_of(_WRITES, [folder, list(parts), dtype])
+        answer_of(_WRITES, [folder, dtype])
         for size in pixels:
-            yield from _at(size, names, parts, dtype, [folder, budget, threads])
+            chosen = {name: known[name] for name in names}
+            yield from _at(size, chosen, parts, dtype, [folder, budget, threads])
 
 
 def _at(
-    size: int, names: Sequence[str], parts: Sequence[str], dtype: str, rest: Sequence[Any]
+    size: int, contenders: Mapping[str, Contender], parts: Sequence[str], dtype: str, rest: Sequence[Any]
 ) -> Iterator[Measured | LeftOut]:
     """All contenders at one size."""
     wanted: dict[str, Tensor] = {}
-    most = 0
-    for name in names:
-        own = CONTENDERS[name]
-        allowed = int(own.share * most)
+    most, names = 0, [*contenders]
+    for name, own in contenders.items():
+        allowed = own.most or int(own.share * most)
         answers = answer_of(_MEASURES, [list(own), list(parts), size, dtype, allowed, *rest])
         outputs = load_file(_outputs(rest[0]))
         if name == names[0]:
@@ -188,10 +209,10 @@ print(json.dumps(run_contender(*arguments)))
 """
 
 
-def write_weights(folder: str, parts: Sequence[str], dtype: str) -> None:
+def write_weights(folder: str, dtype: str) -> None:
     """The same random weights for both packages, each in its own names."""
-    for part in parts:
-        kind, options, convert = _PEERS[part]()
+    for part, peer in _PEERS.items():
+        kind, options, convert = peer()
         torch.manual_seed(SEED)
         network = kind(**options).to(DTYPES[dtype])
         theirs = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
@@ -223,12 +244,12 @@ def run_contender(
         if own.package == "lineardit":
             return_freed_memory()  # what loading took and gave back
         native.use(own.passes)
-        loaded = {part: _LOADS[part](own, folder, DTYPES[dtype]) for part in parts}
+        works = (_diffusers if own.package == "diffusers" else _lineardit)(own, folder, dtype)
         if own.kept:
             keep_freed_memory()
-        for part, work in loaded.items():
+        for part in parts:
             try:
-                answers[part], outputs[part] = _cost(work, size, allowed, budget, own.compiled)
+                answers[part], outputs[part] = _cost(works[part], size, allowed, budget, own.compiled)
             except (RuntimeError, MemoryError, MemoryLimitError) as error:
                 if "memory" not in str(error) and not isinstance(error, MemoryError):
                     raise
@@ -246,10 +267,10 @@ def _cost(
     work: Work, size: int, allowed: int, budget: float, compiles: bool
 ) -> tuple[dict[str, Any], Tensor]:
     """The fields of `Measured`, and what was computed; the first call of some compiles."""
+    _forget_peak()
     begin = time.perf_counter()
     call = work(size, allowed)
     once = time.perf_counter() - begin
-    _forget_peak()
     held = resident_bytes()
     seconds: list[float] = []
     while len(seconds) < 4 or (sum(seconds[1:]) < budget and len(seconds) < 40):
@@ -269,69 +290,75 @@ def _cost(
     return answer, out.float().contiguous()
 
 
-def _loads_step(own: Contender, folder: str, dtype: torch.dtype) -> Work:
-    """A guided step."""
+def _diffusers(own: Contender, folder: str, dtype: str) -> dict[str, Work]:
+    """Its transformer and its decoder."""
+    parts = {part: _loaded(*_PEERS[part]()[:2], _weights(folder, part, own.package)) for part in PARTS}
+    transformer, decoder = parts["step"], parts["decode"].decoder
+    if own.compiled:
+        transformer, decoder = torch.compile(transformer), torch.compile(decoder)
     config = transformer_preset(TRANSFORMER)
-    mask = torch.arange(TOKENS) < torch.tensor(TOLD)[:, None]
-    text = _randn(2, TOKENS, config.text_width).to(dtype)
-    times = torch.full((2,), 0.6)
-    if own.package == "diffusers":
-        theirs = _loaded(*_PEERS["step"]()[:2], _weights(folder, "step", own.package))
-        network = torch.compile(theirs) if own.compiled else theirs
+    text, mask, times = _prompts(config, dtype)
 
-        def their_step(size: int, _: int) -> Callable[[], Tensor]:
-            latents = _latents(config.latent_channels, size).to(dtype)
-            given = {"timestep": times * config.time_scale, "encoder_attention_mask": mask.to(dtype)}
-            return lambda: network(latents, text, **given, return_dict=False)[0]
+    def step(size: int, _: int) -> Callable[[], Tensor]:
+        latents = _latents(config.latent_channels, size, dtype)
+        given = {"timestep": times * config.time_scale, "encoder_attention_mask": mask.to(text)}
+        return lambda: transformer(latents, text, **given, return_dict=False)[0]
 
-        return their_step
-    ours = _loaded(Transformer, {"config": config}, _weights(folder, "step", own.package))
+    def decode(size: int, _: int) -> Callable[[], Tensor]:
+        latents = _latents(config.latent_channels, size, dtype)[:1]
+        return lambda: decoder(latents)
+
+    return {"step": step, "decode": decode}
+
+
+def _lineardit(own: Contender, folder: str, dtype: str) -> dict[str, Work]:
+    """Ours, with the memory shared as a pipeline shares it."""
+    config, other = transformer_preset(TRANSFORMER), autoencoder_preset(AUTOENCODER)
+    files = {part: _weights(folder, part, own.package) for part in PARTS}
+    tensors = {part: open_tensors(Path(file)) for part, file in files.items()}
+    networks = {
+        "transformer": Network("Transformer", config, tensors["step"], files["step"]),
+        "autoencoder": Network("Autoencoder", other, tensors["decode"], files["decode"]),
+    }
+    place = Place(Path(folder), "native", networks)
+    transformer = assemble_transformer(place, dtype, offloads=own.is_bounded)
+    autoencoder = assemble_autoencoder(place, dtype, offloads=own.is_bounded)
+    model = Model(transformer, autoencoder, None, Sampling(), name=TRANSFORMER)
     if own.int8:
-        quantize_linears(ours.blocks)
+        model.quantize()
+    room = Room(model)
+    text, mask, times = _prompts(config, dtype)
 
-    def our_step(size: int, allowed: int) -> Callable[[], Tensor]:
-        latents = _latents(config.latent_channels, size).to(dtype)
-        read = ours.read(text, mask, folds=not allowed)
-        rows = None
+    def step(size: int, allowed: int) -> Callable[[], Tensor]:
+        latents = _latents(config.latent_channels, size, dtype)
         if allowed:
-            bound = MemoryBound.beside_held(allowed, CPU)
-            fit = bound.denoising(config, None, size // STRIDE, size // STRIDE, dtype, len(latents))
-            bound.check([fit], size, size)
-            rows = fit.rows
-        return lambda: ours(latents, times, read, rows=rows)
+            room.limit(allowed)
+        rows = room.rows_to_denoise(size // STRIDE, size // STRIDE, len(latents), follows=False)
+        read = transformer.read(text, mask, folds=not allowed)
+        return lambda: transformer(latents, times, read, rows=rows)
 
-    return our_step
-
-
-def _loads_decode(own: Contender, folder: str, dtype: torch.dtype) -> Work:
-    """Latents to pixels."""
-    config = autoencoder_preset(AUTOENCODER)
-    scale = config.latent_scale[0]
-    if own.package == "diffusers":
-        theirs = _loaded(*_PEERS["decode"]()[:2], _weights(folder, "decode", own.package))
-        decode = torch.compile(theirs.decoder) if own.compiled else theirs.decoder
-
-        def their_decode(size: int, _: int) -> Callable[[], Tensor]:
-            latents = _latents(config.latent_channels, size)[:1].to(dtype)
-            return lambda: decode(latents)
-
-        return their_decode
-    ours = _loaded(Autoencoder, {"config": config}, _weights(folder, "decode", own.package)).to(dtype)
-
-    def our_decode(size: int, allowed: int) -> Callable[[], Tensor]:
-        latents = _latents(config.latent_channels, size)[:1].to(dtype) * scale
-        rows = None
+    def decode(size: int, allowed: int) -> Callable[[], Tensor]:
+        latents = _latents(config.latent_channels, size, dtype)[:1] * other.latent_scale[0]
         if allowed:
-            bound = MemoryBound.beside_held(allowed, CPU)
-            fit = bound.decoding(config, size, size, dtype)
-            bound.check([fit], size, size)
-            rows = fit.rows
-        return lambda: ours.decode(latents) if rows is None else decode_in_bands(ours, latents, rows)
+            room.limit(allowed)
 
-    return our_decode
+        def call() -> Tensor:
+            for part in offloaded(autoencoder.decoder):
+                part.forget()  # every picture reads it anew: the next one's steps need its room
+            rows = room.rows_to_decode(size, size)
+            return (
+                autoencoder.decode(latents) if rows is None else decode_in_bands(autoencoder, latents, rows)
+            )
+
+        return call
+
+    return {"step": step, "decode": decode}
 
 
-_LOADS = {"step": _loads_step, "decode": _loads_decode}
+def _prompts(config: TransformerConfig, dtype: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Vectors of tokens, which of them are there, and the times of a step."""
+    text = _randn(2, TOKENS, config.text_width).to(DTYPES[dtype])
+    return text, torch.arange(TOKENS) < torch.tensor(TOLD)[:, None], torch.full((2,), 0.6)
 
 
 class _Peer(NamedTuple):
@@ -381,8 +408,8 @@ def _outputs(folder: str) -> str:
     return str(Path(folder) / "outputs.safetensors")
 
 
-def _latents(channels: int, size: int) -> Tensor:
-    return _randn(2, channels, size // STRIDE, size // STRIDE)
+def _latents(channels: int, size: int, dtype: str) -> Tensor:
+    return _randn(2, channels, size // STRIDE, size // STRIDE).to(DTYPES[dtype])
 
 
 def _randn(*shape: int) -> Tensor:

@@ -66,7 +66,8 @@ _EXPLAINED = (
     "Outputs were compared to the first contender's (root mean square over deviation) before a speed was "
     "told. The limit is the time of the operations, counted for the tokens that are there, at the rate of "
     "large matrix products; convolutions and short prompts in fewer products than they say go beyond it. "
-    "Peak is the most that the process held, weights included."
+    "Peak is the most that the process held, weights included. Within a share of the memory weights are read "
+    "from their files when they are at work: once a picture, and in every step those blocks that do not fit."
 )
 _TITLES = {"step": "A guided step of the transformer", "decode": "Decoding a picture"}
 
@@ -107,9 +108,8 @@ def _pictures(rows: Sequence[Measured]) -> str:
 
 
 def picture_seconds(step: Measured, decode: Measured) -> float:
-    """Of all steps and the decoder; diffusers reads the prompt again in every step."""
-    once = step.once if CONTENDERS[step.contender].package == "lineardit" else 0.0
-    return STEPS * step.seconds + once + decode.seconds
+    """Of what comes before the steps, all of them, and the decoder."""
+    return step.once + STEPS * step.seconds + decode.seconds
 
 
 def _gigabytes(count: int | None) -> str:

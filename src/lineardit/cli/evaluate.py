@@ -326,7 +326,8 @@ def _autoencoder(place: Place) -> "Autoencoder":
     if place.model is None:
         return _pipeline(place).autoencoder
     from lineardit.errors import CheckpointError
-    from lineardit.interop.places import assemble_autoencoder, open_place
+    from lineardit.interop.assembly import assemble_autoencoder
+    from lineardit.interop.places import open_place
     from lineardit.kernels.select import inspect_machine, select
 
     chosen = select(inspect_machine(), place.device, place.dtype)

@@ -131,7 +131,12 @@ def generate(
         return_freed_memory()
     control = None if control_image is None else [read_picture(control_image)]
     pipe = Pipeline.from_pretrained(
-        model, autoencoder=autoencoder, text_encoder=text_encoder, device=device, dtype=dtype
+        model,
+        autoencoder=autoencoder,
+        text_encoder=text_encoder,
+        device=device,
+        dtype=dtype,
+        offload=bound is not None,
     )
     if classes and not pipe.classes:
         raise InputError(f"--class {classes[0]}: {pipe.name} draws what a sentence says. Give a sentence.")

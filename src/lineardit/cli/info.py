@@ -1,6 +1,7 @@
 """`lineardit info`: what would be used here and why, and what a picture or a model says of itself."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +12,7 @@ from lineardit.errors import InputError
 
 if TYPE_CHECKING:
     from lineardit.interop.places import Network, Place
+    from lineardit.interop.stored import LazyTensors
 
 
 BANDS = 16
@@ -245,6 +247,7 @@ def _memory_facts(place: "Place", height: int | None, width: int | None, dtype: 
     """What drawing one picture takes at most, where the size that the model was made for is known."""
     from lineardit.config.article import ArticleAutoencoderConfig, ArticleConfig
     from lineardit.config.models import AutoencoderConfig, TransformerConfig
+    from lineardit.interop.assembly import gemma_tensors
     from lineardit.interop.memory import decoder_bytes, transformer_bytes
     from lineardit.kernels import native
     from lineardit.kernels.allocator import resident_bytes
@@ -263,11 +266,8 @@ def _memory_facts(place: "Place", height: int | None, width: int | None, dtype: 
         if side < unit or side % unit:
             raise InputError(f"{name}={side} is not a multiple of {unit}, the pixels per token.")
     floats = select(inspect_machine(), "auto", dtype).torch_dtype
-    weights = sum(
-        each.size_bytes
-        for network in place.networks.values()
-        for each in network.tensors.to(_short_name(floats)).stored.values()
-    )
+    stored = {name: network.tensors.to(_short_name(floats)) for name, network in place.networks.items()}
+    weights = sum(sum(_sizes(tensors, ".*").values()) for tensors in stored.values())
     stride = autoencoder.stride
     # With guidance every step sees two pictures.
     embedded = isinstance(transformer, TransformerConfig) and transformer.guidance_embedding
@@ -282,6 +282,18 @@ def _memory_facts(place: "Place", height: int | None, width: int | None, dtype: 
     sides = height // stride, width // stride
     steps_banded = transformer_bytes(transformer, *sides, floats, twice, rows=token_rows, folds=False)
     text = getattr(place.text, "size_bytes", 0)
+    blocks = (
+        _sizes(stored["transformer"], r"blocks\.\d+") if isinstance(transformer, TransformerConfig) else {}
+    )
+    halves = _sizes(stored["autoencoder"], "encoder|decoder")
+    gemma = gemma_tensors(place)
+    layers = {} if gemma is None else _sizes(gemma, r"layers\.\d+|\w+")
+    stays = weights - sum(blocks.values()) - sum(halves.values()) + (0 if layers else text)
+    at_work = max(
+        max(layers.values(), default=0),
+        max(blocks.values(), default=0) + steps_banded,
+        halves["decoder"] + banded,
+    )
     return {
         "picture": f"{height} x {width}, {_short_name(floats)}",
         "between_layers": "float32" if _short_name(floats) == "fp16" else _short_name(floats),
@@ -294,7 +306,17 @@ def _memory_facts(place: "Place", height: int | None, width: int | None, dtype: 
         "decoding_in_bands_bytes": banded,
         "together_bytes": program + weights + text + max(denoising, decoding),
         "together_in_bands_bytes": program + weights + text + max(steps_banded, banded),
+        "offloaded_in_bands_bytes": program + stays + at_work,
     }
+
+
+def _sizes(tensors: "LazyTensors", unit: str) -> dict[str, int]:
+    """Bytes of tensors whose names begin with `unit`, by what that matches."""
+    found: dict[str, int] = {}
+    for name, each in tensors.stored.items():
+        if start := re.match(unit, name):
+            found[start[0]] = found.get(start[0], 0) + each.size_bytes
+    return found
 
 
 def _short_name(floats: Any) -> str:

@@ -22,7 +22,9 @@ class Fit(NamedTuple):
     rows: int | None
     """None is all of them."""
     needed: int
-    """Bytes beside what is held before."""
+    """Bytes beside what is held before: the weights that are read for it included."""
+    kept: int | None = None
+    """How many blocks keep their weights from step to step, where not all (None) do."""
 
 
 def tallest(part: str, needed: Callable[[int | None], int], height: int, room: int) -> Fit:
@@ -66,11 +68,13 @@ class MemoryBound:
         width: int,
         dtype: torch.dtype,
         pictures: int,
+        *,
+        block: int = 0,
     ) -> Fit:
         """Of a step with so many pictures of (height, width) latents, those without the prompt included.
 
         `control` is the configuration of a ControlNet that runs beside it. SANA's transformer folds no
-        prompts then.
+        prompts then. `block` is what the weights of a block take, where blocks are offloaded (`nn.offload`).
         """
 
         def needed(rows: int | None) -> int:
@@ -80,21 +84,32 @@ class MemoryBound:
 
         if not isinstance(config, TransformerConfig):  # the article's network has no bands
             return Fit("a step", None, needed(None))
-        return tallest("a step", needed, height // config.patch_size, self.room)
+        rows, blocks = height // config.patch_size, config.depth * block
+        all_kept = tallest("a step", needed, rows, self.room - blocks)
+        if not block or all_kept.needed + blocks <= self.room:
+            return all_kept._replace(needed=all_kept.needed + blocks)
+        # One block is in hand, and those keep their weights that fit beside.
+        found = tallest("a step", needed, rows, self.room - block)
+        least = found.needed + block
+        return found._replace(needed=least, kept=max(0, self.room - least) // block)
 
-    def decoding(self, config: AnyAutoencoderConfig, height: int, width: int, dtype: torch.dtype) -> Fit:
-        """Of one picture of (height, width) pixels."""
+    def decoding(
+        self, config: AnyAutoencoderConfig, height: int, width: int, dtype: torch.dtype, *, weights: int = 0
+    ) -> Fit:
+        """Of one picture of (height, width) pixels; `weights` are those of an offloaded decoder."""
 
         def needed(rows: int | None) -> int:
-            return decoder_bytes(config, height, width, dtype, rows)
+            return weights + decoder_bytes(config, height, width, dtype, rows)
 
         return tallest("decoding", needed, height // config.stride, self.room)
 
-    def encoding(self, config: AnyAutoencoderConfig, height: int, width: int, dtype: torch.dtype) -> Fit:
-        """Of one picture of (height, width) pixels."""
+    def encoding(
+        self, config: AnyAutoencoderConfig, height: int, width: int, dtype: torch.dtype, *, weights: int = 0
+    ) -> Fit:
+        """Of one picture of (height, width) pixels; `weights` are those of an offloaded encoder."""
 
         def needed(rows: int | None) -> int:
-            return encoder_bytes(config, height, width, dtype, rows)
+            return weights + encoder_bytes(config, height, width, dtype, rows)
 
         return tallest("encoding", needed, height // config.stride, self.room)
 

@@ -18,10 +18,9 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from lineardit.autoencoder.model import Autoencoder
-from lineardit.config.article import ArticleAutoencoderConfig, ArticleConfig
+from lineardit.config.article import ArticleConfig
 from lineardit.config.dit import DiTConfig
-from lineardit.config.models import AutoencoderConfig, Config, LatentsConfig, TransformerConfig
+from lineardit.config.models import Config, LatentsConfig, TransformerConfig
 from lineardit.errors import CheckpointError, InputError, MissingExtraError
 from lineardit.interop.diffusers import (
     controlnet_renaming,
@@ -36,7 +35,7 @@ from lineardit.interop.diffusers_config import (
     controlnet_config_from_diffusers,
     transformer_config_from_diffusers,
 )
-from lineardit.interop.native import INDEX, Component, describe_model, load_strict
+from lineardit.interop.native import INDEX, Component, describe_model
 from lineardit.interop.official import (
     AUTOENCODER_MARK,
     CONTROL,
@@ -54,14 +53,8 @@ from lineardit.interop.schedulers import (
 )
 from lineardit.interop.shards import choose_variant, find_weights, open_weights
 from lineardit.interop.stored import LazyTensors, open_tensors, read_header
-from lineardit.interop.text import TOKENIZER, text_encoder_from
-from lineardit.kernels.select import DTYPES
-from lineardit.text.embedding import TextEncoder
+from lineardit.interop.text import TOKENIZER
 from lineardit.text.encoder import GemmaEncoder, PublishedEncoder, T5Encoder
-from lineardit.transformer.controlnet import ControlNet
-from lineardit.transformer.denoiser import Denoiser, denoiser_of
-from lineardit.transformer.dit import DiT, dit_of
-from lineardit.transformer.model import Transformer
 
 N = TypeVar("N", bound=nn.Module)
 
@@ -346,81 +339,6 @@ def _fetched(
             f"{place} is no folder here, not among the models that huggingface_hub has at hand, and could "
             f"not be fetched ({type(error).__name__}). Fetch it where there is a network: hf download {name}"
         ) from None
-
-
-def assemble_network(place: Place, dtype: str, device: torch.device = CPU) -> Denoiser:
-    """The network of a place that denoises, SANA or the article's. Raises as `assemble_transformer`."""
-    network = place.networks["transformer"]
-    assert isinstance(network.config, TransformerConfig | ArticleConfig)
-    return _assembled(denoiser_of, network.config, network, dtype, device)
-
-
-def assemble_transformer(place: Place, dtype: str, device: torch.device = CPU) -> Transformer:
-    """The transformer of a place, ready to use, its weights read one by one as `dtype` to `device`.
-
-    Raises:
-        CheckpointError: lists every tensor that does not fit, or it is another kind of network.
-        InputError: fp16 cannot hold one of its numbers.
-    """
-    network = place.networks["transformer"]
-    if not isinstance(network.config, TransformerConfig):
-        raise CheckpointError(
-            f"{network.source} holds {network.class_name}, where a Transformer (SANA) is needed."
-        )
-    return _assembled(Transformer, network.config, network, dtype, device)
-
-
-def assemble_dit(place: Place, dtype: str, device: torch.device = CPU) -> DiT:
-    """The class-conditional network of a place. Raises as `assemble_transformer`."""
-    network = place.networks["transformer"]
-    assert isinstance(network.config, DiTConfig)
-    return _assembled(dit_of, network.config, network, dtype, device)
-
-
-def assemble_controlnet(place: Place, dtype: str, device: torch.device = CPU) -> ControlNet:
-    """The ControlNet of a place. Raises as `assemble_transformer`."""
-    network = place.networks["controlnet"]
-    assert isinstance(network.config, TransformerConfig)
-    return _assembled(ControlNet, network.config, network, dtype, device)
-
-
-def assemble_autoencoder(place: Place, dtype: str, device: torch.device = CPU) -> Autoencoder:
-    """The autoencoder of a place. Raises as `assemble_transformer`."""
-    network = place.networks["autoencoder"]
-    assert isinstance(network.config, AutoencoderConfig | ArticleAutoencoderConfig)
-    return _assembled(Autoencoder, network.config, network, dtype, device)
-
-
-def assemble_text_encoder(place: Place, device: torch.device) -> TextEncoder:
-    """The text encoder of a place: ours in float32, a published one in the dtype that it is stored in.
-
-    Raises:
-        CheckpointError: it is damaged.
-        MissingExtraError: transformers is needed and not installed.
-    """
-    if place.text is None:
-        network = place.networks["text_encoder"]
-        encoder = text_encoder_from(network.component(), Path(network.source))
-        return encoder.to(device)
-    assert isinstance(place.text, PublishedText)
-    return read_published_text(place.text, device)
-
-
-def read_published_text(text: PublishedText, device: torch.device) -> PublishedEncoder:
-    """A text encoder as transformers stores it, in the dtype that it is stored in. Raises as above."""
-    kind = TEXT_CLASSES[text.class_name]
-    encoder = kind.from_folder(text.folder, text.tokenizer, dtype="auto", variant=text.variant)
-    encoder.model.to(device)
-    return encoder
-
-
-def _assembled(
-    kind: Callable[[Any], N], config: Config, network: Network, dtype: str, device: torch.device
-) -> N:
-    with torch.device("meta"):
-        model = kind(config)
-    load_strict(model, network.tensors.to(dtype, device), network.source)
-    return model.to(device, DTYPES[dtype]).eval()  # the buffers that no file has
 
 
 def _opened(path: Path, variant: str | None) -> Place:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lineardit.errors import NotFiniteError
+from lineardit.nn.offload import loaded
 
 
 @contextmanager
@@ -37,9 +38,12 @@ def finite_outputs(model: nn.Module, name: str = "") -> Iterator[None]:
 
 def check_parameters(model: nn.Module, name: str = "") -> None:
     """Raises NotFiniteError naming the first parameter that holds NaN or infinity."""
-    for place, parameter in model.named_parameters(prefix=name):
-        if not torch.isfinite(parameter).all():
-            raise NotFiniteError(f"parameter {place} holds NaN or infinity.")
+    with loaded(model):
+        for place, parameter in model.named_parameters(name, recurse=False):
+            if not torch.isfinite(parameter).all():
+                raise NotFiniteError(f"parameter {place} holds NaN or infinity.")
+        for place, part in model.named_children():
+            check_parameters(part, f"{name}.{place}" if name else place)
 
 
 def _came(inputs: tuple[object, ...]) -> str:

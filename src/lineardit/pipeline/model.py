@@ -11,6 +11,13 @@ from torch import nn
 
 from lineardit.autoencoder.model import Autoencoder
 from lineardit.errors import CheckpointError, InputError
+from lineardit.interop.assembly import (
+    assemble_autoencoder,
+    assemble_controlnet,
+    assemble_dit,
+    assemble_network,
+    assemble_text_encoder,
+)
 from lineardit.interop.bundled import BUNDLED, bundled_folder
 from lineardit.interop.export import Format, export, live_place
 from lineardit.interop.lora import (
@@ -21,19 +28,11 @@ from lineardit.interop.lora import (
     unload_loras,
     weigh_loras,
 )
-from lineardit.interop.places import (
-    assemble_autoencoder,
-    assemble_controlnet,
-    assemble_dit,
-    assemble_network,
-    assemble_text_encoder,
-    check_control,
-    open_place,
-    with_parts,
-)
+from lineardit.interop.places import check_control, open_place, with_parts
 from lineardit.kernels.select import DTYPES, inspect_machine, select
 from lineardit.nn.finite import check_parameters, finite_outputs
 from lineardit.nn.int8 import Int8Linear, quantize_linears
+from lineardit.nn.offload import settle
 from lineardit.pipeline.sampling import Sampling, sampling_of
 from lineardit.text.embedding import TextEncoder
 from lineardit.transformer.controlnet import ControlNet
@@ -74,6 +73,7 @@ class Model:
         device: str = "auto",
         dtype: str = "fp32",
         variant: str | None = None,
+        offload: bool = False,
     ) -> M:
         """Load the bundled model, or that of a place: a folder (ours or of diffusers), a file or a hub id.
 
@@ -81,6 +81,11 @@ class Model:
         `dtype` is fp32, bf16 or fp16, or "auto" for what is fastest here. A text encoder of ours stays in
         float32, a published one in the dtype that it is stored in. `variant` (fp16, bf16) chooses among the
         weights of a diffusers folder.
+
+        `offload` leaves the weights of SANA's blocks, of Gemma's layers, of the encoder and of the decoder in
+        their files until they are at work (`nn.offload`): one network at a time is in memory then, and within
+        a bound (`Pipeline.limit_memory`) as much of it as fits. What changes weights, such as a LoRA, reads
+        them all.
 
         Raises:
             CheckpointError: there is no model, it is damaged, or parts of it are missing.
@@ -99,16 +104,16 @@ class Model:
         if opened.draws_classes:
             return cls(
                 assemble_dit(opened, name, target),
-                assemble_autoencoder(opened, name, target),
+                assemble_autoencoder(opened, name, target, offloads=offload),
                 None,
                 sampling_of(opened),
                 name=str(place),
                 classes=opened.classes,
             )
         return cls(
-            assemble_network(opened, name, target),
-            assemble_autoencoder(opened, name, target),
-            assemble_text_encoder(opened, target),
+            assemble_network(opened, name, target, offloads=offload),
+            assemble_autoencoder(opened, name, target, offloads=offload),
+            assemble_text_encoder(opened, target, offloads=offload),
             sampling_of(opened),
             name=BUNDLED if place is None else str(place),
             controlnet=assemble_controlnet(opened, name, target) if "controlnet" in opened.networks else None,
@@ -130,6 +135,8 @@ class Model:
             raise InputError(
                 "a quantized model is not saved. Save it before it is quantized; that takes no time."
             )
+        for network in self.networks.values():
+            settle(network)
         place = live_place(
             self.name,
             self.transformer,
@@ -164,6 +171,7 @@ class Model:
         """
         if self.is_quantized:
             raise InputError("a quantized model takes no LoRA. Load LoRAs first; they are merged then.")
+        settle(self.transformer)
         taken = loras(self.transformer)
         if name is None:
             name = next(free for number in range(len(taken) + 1) if (free := f"lora{number}") not in taken)
@@ -194,8 +202,21 @@ class Model:
             InputError: the model is quantized already, or its weights are float16.
         """
         self.merge_loras()
-        quantize_linears(self.transformer.blocks)
+        for block in self.transformer.blocks:  # one at a time: in int8 they fit where they did not before
+            settle(block)
+            quantize_linears(block)
         self.name += ", int8"
+
+    @property
+    def networks(self) -> dict[str, nn.Module]:
+        """All that have weights, in the order in which they draw."""
+        found = {
+            "text_encoder": getattr(self.text_encoder, "model", self.text_encoder),
+            "controlnet": self.controlnet,
+            "transformer": self.transformer,
+            "autoencoder": self.autoencoder,
+        }
+        return {name: each for name, each in found.items() if isinstance(each, nn.Module)}
 
     @property
     def is_quantized(self) -> bool:
@@ -227,15 +248,8 @@ class Model:
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Inside, the first layer whose output is not finite raises `NotFiniteError` and is named; slower."""
-        parts = {
-            "text_encoder": getattr(self.text_encoder, "model", self.text_encoder),
-            "controlnet": self.controlnet,
-            "transformer": self.transformer,
-            "autoencoder": self.autoencoder,
-        }
         with ExitStack() as stack:
-            for name, part in parts.items():
-                if isinstance(part, nn.Module):
-                    check_parameters(part, name)
-                    stack.enter_context(finite_outputs(part, name))
+            for name, network in self.networks.items():
+                check_parameters(network, name)
+                stack.enter_context(finite_outputs(network, name))
             yield

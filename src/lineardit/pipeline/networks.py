@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lineardit.diffusion.paths import Times, Velocity
-from lineardit.interop.bound import MemoryBound
+from lineardit.pipeline.room import Room
 from lineardit.pipeline.settings import Settings
 from lineardit.text.embedding import TextEmbedding
 from lineardit.transformer.controlnet import ControlNet
@@ -83,7 +83,7 @@ class SanaNetwork(PromptedNetwork):
     controlnet: ControlNet | None
     seen: Callable[[Times], Times]
     """Times as the network was shown them in training."""
-    bound: MemoryBound | None = None
+    room: Room
 
     def is_guided(self, jobs: Sequence[Settings]) -> bool:
         """Where a scale is not 1, unless the scale is an input of the network."""
@@ -115,14 +115,9 @@ class SanaNetwork(PromptedNetwork):
         return velocity
 
     def _read(self, conditions: TextEmbedding) -> PromptReading:
-        return self.transformer.read(conditions.embeddings, conditions.mask, folds=self.bound is None)
+        return self.transformer.read(conditions.embeddings, conditions.mask, folds=not self.room.is_bounded)
 
     def _rows(self, latents: Tensor, control: Tensor | None) -> int | None:
         """Rows of tokens that a block has in hand at a time; None is all."""
-        if self.bound is None:
-            return None
-        config = self.transformer.config
-        beside = None if control is None or self.controlnet is None else self.controlnet.config
         count, _, height, width = latents.shape
-        dtype = self.transformer.patchify.weight.dtype
-        return self.bound.denoising(config, beside, height, width, dtype, count).rows
+        return self.room.rows_to_denoise(height, width, count, follows=control is not None)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from lineardit.autoencoder.bands import decode_in_bands, encode_in_bands
 from lineardit.autoencoder.model import Autoencoder
-from lineardit.config.models import TransformerConfig
 from lineardit.config.steps import STRENGTH
 from lineardit.data.picture_files import fitted
 from lineardit.data.pictures import to_picture, to_pixels
@@ -20,13 +19,13 @@ from lineardit.diffusion.predictions import ddpm_prediction
 from lineardit.diffusion.randomness import seeded_noise
 from lineardit.diffusion.states import State
 from lineardit.errors import InputError, NotFiniteError, check_multiple
-from lineardit.interop.bound import MemoryBound
 from lineardit.pipeline.article import ArticleNetwork
 from lineardit.pipeline.classes import ClassConditioning, DiTNetwork, class_trajectory
 from lineardit.pipeline.conditioning import Conditioning, TextConditioning
 from lineardit.pipeline.discrete import DiscreteTrajectory
 from lineardit.pipeline.model import Model
 from lineardit.pipeline.networks import Network, SanaNetwork
+from lineardit.pipeline.room import Room
 from lineardit.pipeline.sampling import Sampling
 from lineardit.pipeline.settings import (
     Output,
@@ -43,7 +42,7 @@ from lineardit.pipeline.trajectory import FlowTrajectory, Trajectory
 from lineardit.text.embedding import TextEncoder
 from lineardit.transformer.article import ArticleSana
 from lineardit.transformer.controlnet import ControlNet
-from lineardit.transformer.denoiser import Denoiser, DenoiserConfig
+from lineardit.transformer.denoiser import Denoiser
 from lineardit.transformer.dit import DiT
 from lineardit.transformer.generation import StepCache
 
@@ -84,7 +83,7 @@ class Pipeline(Model):
                 if isinstance(transformer, ArticleSana)
                 else FlowTrajectory(sampling)
             )
-        self._bound: MemoryBound | None = None
+        self._room = Room(self)
 
     def limit_memory(self, bytes_in_all: int | None) -> None:
         """Draw within so many bytes of memory, what the process holds by now included; None lifts the bound.
@@ -92,8 +91,11 @@ class Pipeline(Model):
         Pictures are then encoded, denoised and decoded in bands of rows, as many at a time as fit: the same
         pixels to 1e-5, without seams (`autoencoder.bands`, `transformer.bands`). Call it once the models are
         loaded. A bound that a picture cannot be drawn within is found when the picture is planned.
+
+        A model that was loaded with `offload=True` needs least: of its weights only those are in memory that
+        are at work, and the others as far as they fit.
         """
-        self._bound = None if bytes_in_all is None else MemoryBound.beside_held(bytes_in_all, self.device)
+        self._room.limit(bytes_in_all)
 
     @property
     def samplers(self) -> tuple[str, ...]:
@@ -256,6 +258,8 @@ class Pipeline(Model):
         conditions = self.embed(jobs) if conditions is None else conditions
         noise = seeded_noise(self._latent_shape(first), [job.seed for job in jobs], self.device)
         # inference_mode would not survive being suspended in the middle of a generator that its user leaves.
+        height, width = noise.shape[-2:]
+        self._room.rows_to_denoise(height, width, 2 * len(jobs), follows=control is not None)
         velocity = self._guided(jobs, conditions, control)
         states = self._trajectory.states(velocity, noise, jobs, initial)
         while True:
@@ -268,11 +272,7 @@ class Pipeline(Model):
     @torch.no_grad()
     def encode(self, images: Sequence[Image.Image], job: Settings) -> Float[Tensor, "b c h w"]:
         """Latents of pictures, each brought to the size of `job` and encoded alone."""
-        rows, found = None, []
-        if self._bound is not None:
-            fit = self._bound.encoding(self.autoencoder.config, job.height, job.width, self.dtype)
-            self._bound.check([fit], job.height, job.width)
-            rows = fit.rows
+        rows, found = self._room.rows_to_encode(job.height, job.width), []
         for image in images:
             pixels = to_pixels(fitted(image, job.width, job.height)).to(self.device, self.dtype)[None]
             latents = (
@@ -286,12 +286,9 @@ class Pipeline(Model):
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
         """Pixels in [-1, 1], float32."""
-        given, rows = latents.to(self.dtype), None
-        if self._bound is not None:
-            height, width = (side * self.autoencoder.config.stride for side in latents.shape[-2:])
-            fit = self._bound.decoding(self.autoencoder.config, height, width, self.dtype)
-            self._bound.check([fit], height, width)
-            rows = fit.rows
+        given = latents.to(self.dtype)
+        height, width = (side * self.autoencoder.config.stride for side in latents.shape[-2:])
+        rows = self._room.rows_to_decode(height, width)
         if rows is None:
             return self.autoencoder.decode(given).float().clamp(-1, 1)
         return decode_in_bands(self.autoencoder, given, rows).float().clamp_(-1, 1)
@@ -304,20 +301,7 @@ class Pipeline(Model):
         Raises:
             MemoryLimitError: it cannot, with the least that works.
         """
-        bound, stride = self._bound, self.autoencoder.config.stride
-        if bound is None:
-            return
-        config = self.transformer.config
-        control = self.controlnet.config if follows_picture and self.controlnet is not None else None
-        fits = [bound.decoding(self.autoencoder.config, height, width, self.dtype)]
-        if isinstance(config, DenoiserConfig):
-            # With guidance every step sees two pictures.
-            pictures = 1 if isinstance(config, TransformerConfig) and config.guidance_embedding else 2
-            latents = height // stride, width // stride
-            fits.append(bound.denoising(config, control, *latents, self.dtype, pictures))
-        if from_picture or follows_picture:
-            fits.append(bound.encoding(self.autoencoder.config, height, width, self.dtype))
-        bound.check(fits, height, width)
+        self._room.check(height, width, from_picture=from_picture, follows_picture=follows_picture)
 
     @property
     def _network(self) -> Network[Any]:
@@ -325,7 +309,7 @@ class Pipeline(Model):
             return DiTNetwork(self.transformer, self._trajectory.seen)
         if isinstance(self.transformer, ArticleSana):
             return ArticleNetwork(self.transformer, self._trajectory.seen)
-        return SanaNetwork(self.transformer, self.controlnet, self._trajectory.seen, self._bound)
+        return SanaNetwork(self.transformer, self.controlnet, self._trajectory.seen, self._room)
 
     @torch.no_grad()
     def _guided(self, jobs: Sequence[Settings], conditions: Any, control: Tensor | None) -> Velocity:
@@ -338,6 +322,7 @@ class Pipeline(Model):
     @torch.no_grad()
     def embed(self, jobs: Sequence[Settings]) -> Any:
         """Negative prompts first (none where no picture is guided), then prompts, padded to one length."""
+        self._room.make_to_read()
         return self._conditioning.read(jobs, self.dtype, negative=self._network.is_guided(jobs))
 
     def joined(self, found: Sequence[Any]) -> Any:

@@ -1,6 +1,7 @@
 """The text encoders of published models, through the optional package transformers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from lineardit.errors import CheckpointError, MissingExtraError
 from lineardit.text.embedding import TextEmbedding
@@ -32,6 +34,8 @@ class PublishedEncoder:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.max_tokens = self.default_tokens if max_tokens is None else max_tokens
+        self.device: torch.device | None = None
+        """Where it computes, if that is not where its weights are."""
 
     @classmethod
     def from_folder(
@@ -50,16 +54,8 @@ class PublishedEncoder:
             MissingExtraError: transformers is not installed.
             CheckpointError: a folder does not hold what it should, or not all of it.
         """
-        if find_spec("transformers") is None:
-            raise MissingExtraError("transformers", "hub", f"the text encoder {cls.model_class}")
-        transformers = import_module("transformers")
-        bars = transformers.utils.logging
-        shown = bars.is_progress_bar_enabled()
-        bars.disable_progress_bar()  # what is printed while a model loads is up to who loads it
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(
-                tokenizer_folder or folder, local_files_only=True
-            )
+        with _reading(cls.model_class, folder) as transformers:
+            tokenizer = _tokenizer(transformers, tokenizer_folder or folder)
             model, report = getattr(transformers, cls.model_class).from_pretrained(
                 folder,
                 local_files_only=True,
@@ -68,14 +64,6 @@ class PublishedEncoder:
                 variant=variant,
                 output_loading_info=True,
             )
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(
-                f"{folder} holds no {cls.model_class} with its tokenizer: {reason}"
-            ) from None
-        finally:
-            if shown:
-                bars.enable_progress_bar()
         # transformers draws at random what it does not find.
         lacking = [*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])]
         if lacking:
@@ -83,6 +71,21 @@ class PublishedEncoder:
                 f"{folder} does not fit {cls.model_class}: missing or of another shape are "
                 f"{len(lacking)} tensors, such as {sorted(lacking)[0]}."
             )
+        return cls(model, tokenizer)
+
+    @classmethod
+    def without_weights(
+        cls: type[Encoder], folder: Path, tokenizer_folder: Path, *, stored: torch.dtype
+    ) -> Encoder:
+        """The same with parameters that are shapes, on the meta device, in the dtype that its folder says.
+
+        Where it says none, in that which weights are `stored` in. Raises as `from_folder`.
+        """
+        with _reading(cls.model_class, folder) as transformers:
+            tokenizer = _tokenizer(transformers, tokenizer_folder)
+            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+            with _parameters_on_meta(config.dtype or stored):
+                model = getattr(transformers, cls.model_class)(config)
         return cls(model, tokenizer)
 
     @property
@@ -116,7 +119,7 @@ class PublishedEncoder:
         for text, end in zip(texts, batch.offset_mapping[..., 1].amax(-1).tolist(), strict=True):
             if end < len(text):
                 warn_of_cut(text[len(instruction) :], end - len(instruction), self.max_tokens)
-        device = next(self.model.parameters()).device
+        device = self.device or next(self.model.parameters()).device
         hidden = self.model(
             input_ids=batch.input_ids.to(device), attention_mask=batch.attention_mask.to(device)
         ).last_hidden_state
@@ -154,3 +157,42 @@ class T5Encoder(PublishedEncoder):
 
     model_class = "T5EncoderModel"
     default_tokens = 300
+
+
+@contextmanager
+def _reading(model_class: str, folder: Path) -> Iterator[Any]:
+    """The package transformers, quiet, and its complaints about a folder as ours."""
+    if find_spec("transformers") is None:
+        raise MissingExtraError("transformers", "hub", f"the text encoder {model_class}")
+    transformers = import_module("transformers")
+    bars = transformers.utils.logging
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()  # what is printed while a model loads is up to who loads it
+    try:
+        yield transformers
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(f"{folder} holds no {model_class} with its tokenizer: {reason}") from None
+    finally:
+        if shown:
+            bars.enable_progress_bar()
+
+
+def _tokenizer(transformers: Any, folder: Path) -> Callable[..., Any]:
+    read: Callable[..., Any] = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    return read
+
+
+@contextmanager
+def _parameters_on_meta(dtype: torch.dtype) -> Iterator[None]:
+    """Inside, what modules register as parameters are shapes; buffers, which files may lack, have numbers."""
+
+    def shape_only(_: nn.Module, __: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        return None if parameter is None else nn.Parameter(parameter.to("meta", dtype), requires_grad=False)
+
+    # Its annotation says nothing of what it may return; its documentation does.
+    handle = register_module_parameter_registration_hook(shape_only)  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -10,9 +10,10 @@ from lineardit.config.article import ArticleAutoencoderConfig
 from lineardit.config.runs import ArticleAutoencoderRun, ReconstructionRun
 from lineardit.data.emoji_scenes import EmojiScenes
 from lineardit.errors import CheckpointError, ConfigError
+from lineardit.interop.assembly import assemble_autoencoder
 from lineardit.interop.bundled import folder_named
 from lineardit.interop.native import load_strict, save_autoencoder
-from lineardit.interop.places import assemble_autoencoder, open_place
+from lineardit.interop.places import open_place
 from lineardit.training.latents import latent_statistics, with_statistics
 from lineardit.training.loop import step_generator, train
 from lineardit.training.picture_source import FolderPictures, PictureSource, ScenePictures

@@ -22,9 +22,10 @@ from lineardit.diffusion.paths import DDPMPath
 from lineardit.diffusion.predictions import NoisePrediction
 from lineardit.diffusion.randomness import hashed_seed, seeded_noise
 from lineardit.errors import ConfigError
+from lineardit.interop.assembly import assemble_autoencoder
 from lineardit.interop.bundled import folder_named
 from lineardit.interop.native import Component, autoencoder_component, load_strict, only, save_model
-from lineardit.interop.places import assemble_autoencoder, open_place
+from lineardit.interop.places import open_place
 from lineardit.training.loop import step_generator, train
 from lineardit.training.pool import pool_latents
 from lineardit.training.prefetch import Prefetch

@@ -24,16 +24,10 @@ from lineardit.diffusion.randomness import hashed_seed, seeded_noise
 from lineardit.diffusion.samplers import euler
 from lineardit.diffusion.times import flow_times, shift_at, shift_times
 from lineardit.errors import ConfigError
+from lineardit.interop.assembly import assemble_autoencoder, assemble_text_encoder, assemble_transformer
 from lineardit.interop.bundled import bundled_folder
 from lineardit.interop.export import export
-from lineardit.interop.places import (
-    Network,
-    Place,
-    assemble_autoencoder,
-    assemble_text_encoder,
-    assemble_transformer,
-    open_place,
-)
+from lineardit.interop.places import Network, Place, open_place
 from lineardit.interop.stored import LazyTensors, stored_of
 from lineardit.text.embedding import TextEmbedding, TextEncoder
 from lineardit.training.adapter import Adapter, fresh_adapter, save_adapter

@@ -22,6 +22,7 @@ from lineardit.diffusion.samplers import euler
 from lineardit.diffusion.states import State
 from lineardit.diffusion.times import flow_times
 from lineardit.errors import ConfigError, check_multiple
+from lineardit.interop.assembly import read_published_text
 from lineardit.interop.bundled import folder_named
 from lineardit.interop.export import LiveText
 from lineardit.interop.native import (
@@ -32,7 +33,7 @@ from lineardit.interop.native import (
     only,
     save_model,
 )
-from lineardit.interop.places import PUBLISHED_TEXT, published_text, read_published_text
+from lineardit.interop.places import PUBLISHED_TEXT, published_text
 from lineardit.interop.text import load_text_encoder, text_component
 from lineardit.text.embedding import TextEmbedding, TextEncoder
 from lineardit.text.encoder import PublishedEncoder

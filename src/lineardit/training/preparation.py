@@ -22,7 +22,8 @@ from lineardit.data.processes import in_order, worker_processes
 from lineardit.data.shards import write_shard
 from lineardit.data.survey import Entry, Problem, Survey
 from lineardit.errors import CheckpointError, InputError, OutputError
-from lineardit.interop.places import Place, assemble_autoencoder, assemble_text_encoder, open_place
+from lineardit.interop.assembly import assemble_autoencoder, assemble_text_encoder
+from lineardit.interop.places import Place, open_place
 from lineardit.kernels.select import autocast
 from lineardit.text.embedding import TextEncoder
 from lineardit.training.probe import check_same, probe

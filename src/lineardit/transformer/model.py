@@ -15,6 +15,7 @@ from lineardit.kernels.passes import steered
 from lineardit.nn.attention import KeyValue, never_empty
 from lineardit.nn.embedding import ScalarEmbedding, grid_positions
 from lineardit.nn.norm import RMSNorm
+from lineardit.nn.offload import loaded
 from lineardit.nn.wide import Conv2d, Linear
 from lineardit.transformer.bands import bands_of, refined
 from lineardit.transformer.block import NORM_EPS, Block, Grid
@@ -132,7 +133,9 @@ class Transformer(nn.Module):
 
         def through(x: Tensor, start: int, stop: int) -> Tensor:
             for number in range(start, stop):
-                x = refined(self.blocks[number], x, prompts[number], mask, table, grid, rows)
+                block = self.blocks[number]
+                with loaded(block):
+                    x = refined(block, x, prompts[number], mask, table, grid, rows)
                 if 0 < number <= len(residuals):
                     x = x + residuals[number - 1]
             return x
@@ -178,7 +181,8 @@ class Transformer(nn.Module):
         readings = []
         for block in self.blocks:
             assert isinstance(block, Block)
-            readings.append(block.cross_attention.read(prompt, counts, folds=folds))
+            with loaded(block):
+                readings.append(block.cross_attention.read(prompt, counts, folds=folds))
         return PromptReading(tuple(readings))
 
     def _prompts(self, text: Tensor | PromptReading, mask: Tensor | None) -> Sequence[Tensor | KeyValue]:

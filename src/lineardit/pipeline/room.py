@@ -1,0 +1,146 @@
+"""How much of a picture, and which weights, are in memory at a time: as much as a bound leaves room for."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from lineardit.config.models import TransformerConfig
+from lineardit.interop.bound import Fit, MemoryBound
+from lineardit.nn.offload import Offloaded, loaded_bytes, offloaded
+from lineardit.pipeline.model import Model
+from lineardit.transformer.denoiser import DenoiserConfig
+
+
+class Room:
+    """The memory that the networks of a model share.
+
+    Each part of drawing asks for its rows before it runs. What it needs then has its room: weights of
+    networks that are not at work are forgotten where they are offloaded and do not fit beside it.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._bound: MemoryBound | None = None
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether there is a bound at all."""
+        return self._bound is not None
+
+    def limit(self, bytes_in_all: int | None) -> None:
+        """Stay within so many bytes from now on, what is held by now included; None lifts the bound."""
+        for part in self._offloaded():
+            part.forget()
+        self._bound = (
+            None if bytes_in_all is None else MemoryBound.beside_held(bytes_in_all, self._model.device)
+        )
+
+    def check(self, height: int, width: int, *, from_picture: bool, follows_picture: bool) -> None:
+        """Whether one picture of (height, width) pixels can be drawn within the bound.
+
+        Raises:
+            MemoryLimitError: it cannot, with the least that works.
+        """
+        bound, model = self._bound, self._model
+        if bound is None:
+            return
+        config, stride = model.transformer.config, model.autoencoder.config.stride
+        fits = [self._reading(bound), self._decoding(bound, height, width)]
+        if isinstance(config, DenoiserConfig):
+            # With guidance every step sees two pictures.
+            pictures = 1 if isinstance(config, TransformerConfig) and config.guidance_embedding else 2
+            fits.append(
+                self._denoising(bound, height // stride, width // stride, pictures, follows=follows_picture)
+            )
+        if from_picture or follows_picture:
+            fits.append(self._encoding(bound, height, width))
+        bound.check(fits, height, width)
+
+    def make_to_read(self) -> None:
+        """Room for the text encoder."""
+        self._made_for(None if self._bound is None else self._reading(self._bound), self._layers())
+
+    def rows_to_decode(self, height: int, width: int) -> int | None:
+        """How many rows of latents are decoded at a time; None is all. Raises as `check`."""
+        bound, decoder = self._bound, self._model.autoencoder.decoder
+        if bound is None:
+            return self._made_for(None, offloaded(decoder))
+        fit = self._decoding(bound, height, width)
+        bound.check([fit], height, width)
+        return self._made_for(fit, offloaded(decoder))
+
+    def rows_to_encode(self, height: int, width: int) -> int | None:
+        """The same for encoding."""
+        bound, encoder = self._bound, self._model.autoencoder.encoder
+        if bound is None:
+            return self._made_for(None, offloaded(encoder))
+        fit = self._encoding(bound, height, width)
+        bound.check([fit], height, width)
+        return self._made_for(fit, offloaded(encoder))
+
+    def rows_to_denoise(self, height: int, width: int, pictures: int, *, follows: bool) -> int | None:
+        """How many rows of tokens a block has in hand at a time, for latents of (height, width)."""
+        blocks = self._blocks()
+        bound, stride = self._bound, self._model.autoencoder.config.stride
+        if bound is None:
+            return self._made_for(None, blocks)
+        fit = self._denoising(bound, height, width, pictures, follows=follows)
+        bound.check([fit], height * stride, width * stride)
+        return self._made_for(fit, blocks)
+
+    def _reading(self, bound: MemoryBound) -> Fit:
+        """Of prompts: all layers where they fit, or one at a time."""
+        layers = [each.size_bytes for each in self._layers()]
+        if sum(layers) <= bound.room:
+            return Fit("reading a prompt", None, sum(layers))
+        return Fit("reading a prompt", None, max(layers, default=0), kept=0)
+
+    def _denoising(self, bound: MemoryBound, height: int, width: int, pictures: int, *, follows: bool) -> Fit:
+        model, blocks = self._model, self._blocks()
+        config = model.transformer.config
+        assert isinstance(config, DenoiserConfig)
+        control = model.controlnet.config if follows and model.controlnet is not None else None
+        block = max((each.size_bytes for each in blocks), default=0)
+        return bound.denoising(config, control, height, width, model.dtype, pictures, block=block)
+
+    def _decoding(self, bound: MemoryBound, height: int, width: int) -> Fit:
+        autoencoder = self._model.autoencoder
+        weights = _size(autoencoder.decoder)
+        return bound.decoding(autoencoder.config, height, width, self._model.dtype, weights=weights)
+
+    def _encoding(self, bound: MemoryBound, height: int, width: int) -> Fit:
+        autoencoder = self._model.autoencoder
+        weights = _size(autoencoder.encoder)
+        return bound.encoding(autoencoder.config, height, width, self._model.dtype, weights=weights)
+
+    def _made_for(self, fit: Fit | None, using: Sequence[Offloaded]) -> int | None:
+        """Room for what is used next, which keeps its weights as far as they fit; the rows of the fit."""
+        others = [each for each in self._offloaded() if each not in using]
+        kept = len(using) if fit is None or fit.kept is None else fit.kept
+        for each in using[kept:]:
+            each.forget()
+        in_the_way = (
+            fit is None
+            or self._bound is None
+            or kept < len(using)
+            or fit.needed + loaded_bytes(others) > self._bound.room
+        )
+        for each in others if in_the_way else []:
+            each.forget()
+        for each in using[:kept]:
+            each.kept = True
+        return None if fit is None else fit.rows
+
+    def _blocks(self) -> list[Offloaded]:
+        return offloaded(self._model.transformer)
+
+    def _layers(self) -> list[Offloaded]:
+        text = self._model.networks.get("text_encoder")
+        return [] if text is None else offloaded(text)
+
+    def _offloaded(self) -> list[Offloaded]:
+        return [part for network in self._model.networks.values() for part in offloaded(network)]
+
+
+def _size(half: nn.Module) -> int:
+    return sum(each.size_bytes for each in offloaded(half))

@@ -1,0 +1,228 @@
+"""Weights that stay in their files until they are at work: the same pictures, in little memory."""
+
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from lineardit.config.models import TransformerConfig
+from lineardit.errors import CheckpointError, MemoryLimitError, NotFiniteError
+from lineardit.interop import bound as bounds
+from lineardit.interop.assembly import assemble_text_encoder
+from lineardit.interop.bound import MemoryBound
+from lineardit.interop.places import open_place
+from lineardit.nn.offload import Offloaded, offloaded
+from lineardit.pipeline import Pipeline
+
+CALL: dict[str, Any] = {"height": 80, "width": 48, "num_inference_steps": 3, "output_type": "pt"}
+RED = Image.new("RGB", (48, 80), "red")
+HELD = 10**6
+
+
+@pytest.fixture(autouse=True)
+def held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "resident_bytes", lambda: HELD)
+
+
+@pytest.fixture(params=["diffusers", "native"])
+def folder(request: pytest.FixtureRequest) -> Path:
+    place: Path = request.getfixturevalue("published" if request.param == "diffusers" else "tiny_model")
+    return place
+
+
+def parts(pipe: Pipeline) -> dict[str, list[Offloaded]]:
+    text = getattr(pipe.text_encoder, "model", torch.nn.Identity())
+    networks = {"text": text, "blocks": pipe.transformer, **dict(pipe.autoencoder.named_children())}
+    return {name: offloaded(network) for name, network in networks.items()}
+
+
+def in_memory(pipe: Pipeline) -> set[str]:
+    return {name for name, found in parts(pipe).items() if any(each.is_loaded for each in found)}
+
+
+def in_own_memory(text_encoder: Any) -> None:
+    """Copy the weights: as transformers maps them they lie askew, and products differ in the last bit."""
+    if isinstance(model := getattr(text_encoder, "model", None), torch.nn.Module):
+        model.load_state_dict({name: each.clone() for name, each in model.state_dict().items()}, assign=True)
+
+
+def whole(folder: Path, dtype: str = "fp32") -> Pipeline:
+    """The model with all of its weights in memory."""
+    pipe = Pipeline.from_pretrained(folder, device="cpu", dtype=dtype)
+    in_own_memory(pipe.text_encoder)
+    return pipe
+
+
+class Seen:
+    """Which parts were read how often, and the most bytes of theirs that were in memory."""
+
+    def __init__(self, pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reads: Counter[tuple[str, int]] = Counter()
+        self.most = 0
+        names = {
+            id(each): (name, number)
+            for name, found in parts(pipe).items()
+            for number, each in enumerate(found)
+        }
+        every = [each for found in parts(pipe).values() for each in found]
+        enter = Offloaded.__enter__
+
+        def watched(part: Offloaded) -> None:
+            self.reads[names[id(part)]] += not part.is_loaded
+            enter(part)
+            self.most = max(self.most, sum(each.size_bytes for each in every if each.is_loaded))
+
+        monkeypatch.setattr(Offloaded, "__enter__", watched)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_an_offloaded_model_draws_the_same_with_one_network_in_memory_at_a_time(
+    folder: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = whole(folder, dtype)("two dogs", **CALL, image=RED).images
+    pipe = Pipeline.from_pretrained(folder, device="cpu", dtype=dtype, offload=True)
+    assert in_memory(pipe) == set()
+    for name in ("encoder", "decoder", "blocks"):
+        assert parts(pipe)[name], f"nothing of {name} is offloaded"
+    seen = Seen(pipe, monkeypatch)
+    assert torch.equal(pipe("two dogs", **CALL, image=RED).images, wanted)
+    assert set(seen.reads.values()) == {1}, "every weight is read once for a picture"
+    assert in_memory(pipe) == {"decoder"}
+    largest = max(sum(each.size_bytes for each in found) for found in parts(pipe).values())
+    assert seen.most == largest
+    assert torch.equal(pipe("two dogs", **CALL, image=RED).images, wanted)
+
+
+def test_what_fits_a_bound_stays_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = Pipeline.from_pretrained(folder, device="cpu", offload=True)
+    pipe.limit_memory(10**9)
+    seen = Seen(pipe, monkeypatch)
+    for _ in range(3):
+        pipe("two dogs", **CALL)
+    assert set(seen.reads.values()) == {1}
+    pipe.limit_memory(None)
+    assert in_memory(pipe) == set()
+
+
+def test_blocks_that_do_not_fit_are_read_in_every_step(deeper: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is room for a step and two of three blocks: for one that stays, and one in hand."""
+    wanted = whole(deeper)("two dogs", **CALL).images
+    pipe = Pipeline.from_pretrained(deeper, device="cpu", offload=True)
+    block = max(each.size_bytes for each in parts(pipe)["blocks"])
+    monkeypatch.setattr(bounds, "transformer_bytes", lambda *_, **__: 10**6)
+    monkeypatch.setattr(bounds, "decoder_bytes", lambda *_: 0)
+    pipe.limit_memory(HELD + 10**6 + 2 * block)
+    seen = Seen(pipe, monkeypatch)
+    assert torch.equal(pipe("two dogs", **CALL).images, wanted)
+    # Those that do not stay are read with the prompt, and then in each of three steps.
+    assert [seen.reads["blocks", number] for number in range(3)] == [1, 4, 4]
+
+
+@pytest.mark.parametrize(
+    ("room", "kept", "needed"),
+    [
+        (1000, None, 100 + 10 * 60),
+        (700, None, 100 + 10 * 60),
+        (699, None, 99 + 10 * 60),  # in two bands all stay
+        (698, 8, 100 + 60),  # at once all but nine would not
+        (160, 0, 100 + 60),
+        (159, 0, 99 + 60),
+        (158, 0, 99 + 60),
+    ],
+)
+def test_how_many_blocks_stay_is_what_fits_beside_one_in_hand(
+    room: int, kept: int | None, needed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "transformer_bytes", lambda *_, rows, **__: 100 if rows is None else 99)
+    config = TransformerConfig(
+        depth=10, width=20, head_dim=4, cross_head_dim=10, text_width=28, latent_channels=3
+    )
+    fit = MemoryBound(HELD + room, HELD).denoising(config, None, 8, 8, torch.float32, 2, block=60)
+    assert (fit.kept, fit.needed) == (kept, needed)
+    assert fit.rows == (None if needed in (700, 160) else 4)
+
+
+def test_the_least_that_works_counts_the_weights_that_are_read(published: Path) -> None:
+    pipe = Pipeline.from_pretrained(published, device="cpu", offload=True)
+    pipe.limit_memory(HELD)
+    with pytest.raises(MemoryLimitError, match="Allow 2 MB, or draw fewer pixels"):
+        pipe("two dogs", **CALL)
+    pipe.limit_memory(2 * HELD)
+    assert pipe("two dogs", **CALL).images.isfinite().all()
+
+
+def test_what_saves_weights_reads_them_all(published: Path, tmp_path: Path) -> None:
+    pipe = Pipeline.from_pretrained(published, device="cpu", offload=True)
+    pipe.save_pretrained(tmp_path / "copy")
+    assert (tmp_path / "copy" / "text_encoder" / "model.safetensors").is_file()
+    assert not parts(pipe)["blocks"] and not parts(pipe)["decoder"]
+    saved = load_file(tmp_path / "copy" / "transformer.safetensors")
+    held = Pipeline.from_pretrained(published, device="cpu").transformer.state_dict()
+    assert {*saved} == {*held} and all(torch.equal(saved[name], held[name]) for name in held)
+
+
+def test_an_offloaded_model_is_quantized_as_any_other(published: Path) -> None:
+    pipes = [whole(published), Pipeline.from_pretrained(published, device="cpu", offload=True)]
+    for pipe in pipes:
+        pipe.quantize()
+    assert not parts(pipes[1])["blocks"] and parts(pipes[1])["decoder"]
+    one, other = (pipe("two dogs", **CALL).images for pipe in pipes)
+    assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_offloaded_gemma_reads_prompts_to_the_bit(
+    published: Path, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    folder = Path(shutil.copytree(published, tmp_path / "model"))
+    import transformers
+
+    model = transformers.Gemma2Model.from_pretrained(folder / "text_encoder")
+    model.to(dtype).save_pretrained(folder / "text_encoder")
+    place = open_place(folder)
+    right, left = (assemble_text_encoder(place, torch.device("cpu"), offloads=each) for each in (False, True))
+    in_own_memory(right)
+    held: list[Offloaded] = offloaded(left.model)  # type: ignore[attr-defined]
+    assert len(held) == 2 + 2 and not any(each.is_loaded for each in held)
+    for read in ("encode", "encode_negative"):
+        one, other = (getattr(encoder, read)(["two dogs", "a cat"]) for encoder in (right, left))
+        assert one.embeddings.dtype == dtype and torch.equal(one.embeddings, other.embeddings)
+        assert torch.equal(one.mask, other.mask)
+    assert not any(each.is_loaded for each in held)
+
+
+def test_offloaded_weights_that_do_not_fit_are_named_before_anything_is_drawn(
+    published: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(published, tmp_path / "model"))
+    file = folder / "text_encoder" / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["layers.1.mlp.up_proj.weight"]
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"missing \(1\): layers.1.mlp.up_proj.weight"):
+        Pipeline.from_pretrained(folder, device="cpu", offload=True)
+
+
+def test_a_number_that_is_not_finite_is_found_in_its_file(published: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(published, tmp_path / "model"))
+    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    tensors["transformer_blocks.1.attn1.to_out.0.weight"][0, 0] = torch.nan
+    save_file(tensors, file, metadata={"format": "pt"})
+    pipe = Pipeline.from_pretrained(folder, device="cpu", offload=True)
+    with pytest.raises(NotFiniteError, match="transformer.blocks.1.attention.to_out.weight"), pipe.watched():
+        pass
+    assert in_memory(pipe) == set()
+
+
+def test_files_that_are_gone_by_then_are_said(published: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(published, tmp_path / "model"))
+    pipe = Pipeline.from_pretrained(folder, device="cpu", offload=True)
+    shutil.rmtree(folder / "vae")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        pipe("two dogs", **CALL)
