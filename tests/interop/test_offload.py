@@ -27,6 +27,7 @@ HELD = 10**6
 @pytest.fixture(autouse=True)
 def held(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "resident_bytes", lambda: HELD)
+    monkeypatch.setattr(bounds, "UNTOLD", 0.0)
 
 
 @pytest.fixture(params=["diffusers", "native"])

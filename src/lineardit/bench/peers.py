@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lineardit.autoencoder.bands import decode_in_bands
@@ -29,14 +29,13 @@ from lineardit.interop.diffusers_config import (
     transformer_config_to_diffusers,
 )
 from lineardit.interop.places import Network, Place
+from lineardit.interop.room import Room
 from lineardit.interop.stored import open_tensors
 from lineardit.kernels import native
 from lineardit.kernels.allocator import keep_freed_memory, resident_bytes, return_freed_memory
 from lineardit.kernels.select import DTYPES
+from lineardit.nn.int8 import quantize_blocks
 from lineardit.nn.offload import offloaded
-from lineardit.pipeline.model import Model
-from lineardit.pipeline.room import Room
-from lineardit.pipeline.sampling import Sampling
 from lineardit.transformer.model import Transformer
 
 TRANSFORMER, AUTOENCODER = "sana-0.6b", "dc-ae-f32c32-sana-1.0"
@@ -323,10 +322,10 @@ def _lineardit(own: Contender, folder: str, dtype: str) -> dict[str, Work]:
     place = Place(Path(folder), "native", networks)
     transformer = assemble_transformer(place, dtype, offloads=own.is_bounded)
     autoencoder = assemble_autoencoder(place, dtype, offloads=own.is_bounded)
-    model = Model(transformer, autoencoder, None, Sampling(), name=TRANSFORMER)
     if own.int8:
-        model.quantize()
-    room = Room(model)
+        quantize_blocks(transformer)
+    parts: dict[str, nn.Module] = {"transformer": transformer, "autoencoder": autoencoder}
+    room = Room(lambda: parts)
     text, mask, times = _prompts(config, dtype)
 
     def step(size: int, allowed: int) -> Callable[[], Tensor]:

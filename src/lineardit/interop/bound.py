@@ -1,5 +1,6 @@
 """A bound on the memory that drawing takes, and the bands of rows in which it is kept."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,6 +13,9 @@ from lineardit.errors import MemoryLimitError
 from lineardit.interop.memory import decoder_bytes, encoder_bytes, transformer_bytes
 from lineardit.kernels.allocator import resident_bytes
 from lineardit.transformer.denoiser import DenoiserConfig
+
+UNTOLD = 0.02
+"""Of a bound: what libraries take inside a product is not counted, and was at most that where measured."""
 
 
 class Fit(NamedTuple):
@@ -57,8 +61,8 @@ class MemoryBound:
 
     @property
     def room(self) -> int:
-        """Bytes that drawing may take."""
-        return self.in_all - self.held
+        """Bytes that drawing may take, as far as they are told."""
+        return int(self.in_all * (1 - UNTOLD)) - self.held
 
     def denoising(
         self,
@@ -120,7 +124,7 @@ class MemoryBound:
             raise MemoryLimitError(
                 f"memory={_said(self.in_all)} is not enough: {_said(self.held)} are held, weights included, "
                 f"and {most.part} at {width} x {height} pixels takes at least {_said(most.needed)} more. "
-                f"Allow {_said(most.needed + self.held)}, or draw fewer pixels."
+                f"Allow {_said(math.ceil((most.needed + self.held) / (1 - UNTOLD)))}, or draw fewer pixels."
             )
 
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from lineardit.errors import InputError
 from lineardit.kernels.int8 import int8_linear, quantized_rows
+from lineardit.nn.offload import settle
 from lineardit.nn.wide import Linear
 
 
@@ -54,3 +55,10 @@ def quantize_linears(model: nn.Module) -> int:
             raise InputError("weights of float16 cannot be quantized to int8. Use dtype bf16 or fp32.")
         setattr(parent, name, Int8Linear(layer))
     return len(found)
+
+
+def quantize_blocks(transformer: nn.Module) -> None:
+    """The same for its `blocks`, one at a time: offloaded ones are read for it, and stay. Raises alike."""
+    for block in transformer.get_submodule("blocks").children():
+        settle(block)
+        quantize_linears(block)

@@ -31,7 +31,7 @@ from lineardit.interop.lora import (
 from lineardit.interop.places import check_control, open_place, with_parts
 from lineardit.kernels.select import DTYPES, inspect_machine, select
 from lineardit.nn.finite import check_parameters, finite_outputs
-from lineardit.nn.int8 import Int8Linear, quantize_linears
+from lineardit.nn.int8 import Int8Linear, quantize_blocks
 from lineardit.nn.offload import settle
 from lineardit.pipeline.sampling import Sampling, sampling_of
 from lineardit.text.embedding import TextEncoder
@@ -202,9 +202,7 @@ class Model:
             InputError: the model is quantized already, or its weights are float16.
         """
         self.merge_loras()
-        for block in self.transformer.blocks:  # one at a time: in int8 they fit where they did not before
-            settle(block)
-            quantize_linears(block)
+        quantize_blocks(self.transformer)
         self.name += ", int8"
 
     @property

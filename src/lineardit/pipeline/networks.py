@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lineardit.diffusion.paths import Times, Velocity
-from lineardit.pipeline.room import Room
+from lineardit.interop.room import Room
 from lineardit.pipeline.settings import Settings
 from lineardit.text.embedding import TextEmbedding
 from lineardit.transformer.controlnet import ControlNet

@@ -19,13 +19,13 @@ from lineardit.diffusion.predictions import ddpm_prediction
 from lineardit.diffusion.randomness import seeded_noise
 from lineardit.diffusion.states import State
 from lineardit.errors import InputError, NotFiniteError, check_multiple
+from lineardit.interop.room import Room
 from lineardit.pipeline.article import ArticleNetwork
 from lineardit.pipeline.classes import ClassConditioning, DiTNetwork, class_trajectory
 from lineardit.pipeline.conditioning import Conditioning, TextConditioning
 from lineardit.pipeline.discrete import DiscreteTrajectory
 from lineardit.pipeline.model import Model
 from lineardit.pipeline.networks import Network, SanaNetwork
-from lineardit.pipeline.room import Room
 from lineardit.pipeline.sampling import Sampling
 from lineardit.pipeline.settings import (
     Output,
@@ -83,7 +83,7 @@ class Pipeline(Model):
                 if isinstance(transformer, ArticleSana)
                 else FlowTrajectory(sampling)
             )
-        self._room = Room(self)
+        self._room = Room(lambda: self.networks)
 
     def limit_memory(self, bytes_in_all: int | None) -> None:
         """Draw within so many bytes of memory, what the process holds by now included; None lifts the bound.

@@ -1,13 +1,15 @@
 """How much of a picture, and which weights, are in memory at a time: as much as a bound leaves room for."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import nn
 
+from lineardit.autoencoder.model import Autoencoder
 from lineardit.config.models import TransformerConfig
 from lineardit.interop.bound import Fit, MemoryBound
 from lineardit.nn.offload import Offloaded, loaded_bytes, offloaded
-from lineardit.pipeline.model import Model
+from lineardit.transformer.controlnet import ControlNet
 from lineardit.transformer.denoiser import DenoiserConfig
 
 
@@ -16,10 +18,13 @@ class Room:
 
     Each part of drawing asks for its rows before it runs. What it needs then has its room: weights of
     networks that are not at work are forgotten where they are offloaded and do not fit beside it.
+
+    `networks` tells which there are: `transformer` and `autoencoder`, with `text_encoder` and `controlnet`
+    where the model has them.
     """
 
-    def __init__(self, model: Model) -> None:
-        self._model = model
+    def __init__(self, networks: Callable[[], Mapping[str, nn.Module]]) -> None:
+        self._networks = networks
         self._bound: MemoryBound | None = None
 
     @property
@@ -31,9 +36,8 @@ class Room:
         """Stay within so many bytes from now on, what is held by now included; None lifts the bound."""
         for part in self._offloaded():
             part.forget()
-        self._bound = (
-            None if bytes_in_all is None else MemoryBound.beside_held(bytes_in_all, self._model.device)
-        )
+        device = next(self._networks()["transformer"].parameters()).device
+        self._bound = None if bytes_in_all is None else MemoryBound.beside_held(bytes_in_all, device)
 
     def check(self, height: int, width: int, *, from_picture: bool, follows_picture: bool) -> None:
         """Whether one picture of (height, width) pixels can be drawn within the bound.
@@ -41,10 +45,10 @@ class Room:
         Raises:
             MemoryLimitError: it cannot, with the least that works.
         """
-        bound, model = self._bound, self._model
+        bound, stride = self._bound, self._autoencoder.config.stride
         if bound is None:
             return
-        config, stride = model.transformer.config, model.autoencoder.config.stride
+        config = self._networks()["transformer"].config
         fits = [self._reading(bound), self._decoding(bound, height, width)]
         if isinstance(config, DenoiserConfig):
             # With guidance every step sees two pictures.
@@ -62,7 +66,7 @@ class Room:
 
     def rows_to_decode(self, height: int, width: int) -> int | None:
         """How many rows of latents are decoded at a time; None is all. Raises as `check`."""
-        bound, decoder = self._bound, self._model.autoencoder.decoder
+        bound, decoder = self._bound, self._autoencoder.decoder
         if bound is None:
             return self._made_for(None, offloaded(decoder))
         fit = self._decoding(bound, height, width)
@@ -71,7 +75,7 @@ class Room:
 
     def rows_to_encode(self, height: int, width: int) -> int | None:
         """The same for encoding."""
-        bound, encoder = self._bound, self._model.autoencoder.encoder
+        bound, encoder = self._bound, self._autoencoder.encoder
         if bound is None:
             return self._made_for(None, offloaded(encoder))
         fit = self._encoding(bound, height, width)
@@ -81,7 +85,7 @@ class Room:
     def rows_to_denoise(self, height: int, width: int, pictures: int, *, follows: bool) -> int | None:
         """How many rows of tokens a block has in hand at a time, for latents of (height, width)."""
         blocks = self._blocks()
-        bound, stride = self._bound, self._model.autoencoder.config.stride
+        bound, stride = self._bound, self._autoencoder.config.stride
         if bound is None:
             return self._made_for(None, blocks)
         fit = self._denoising(bound, height, width, pictures, follows=follows)
@@ -96,22 +100,19 @@ class Room:
         return Fit("reading a prompt", None, max(layers, default=0), kept=0)
 
     def _denoising(self, bound: MemoryBound, height: int, width: int, pictures: int, *, follows: bool) -> Fit:
-        model, blocks = self._model, self._blocks()
-        config = model.transformer.config
+        config, beside = self._networks()["transformer"].config, self._networks().get("controlnet")
         assert isinstance(config, DenoiserConfig)
-        control = model.controlnet.config if follows and model.controlnet is not None else None
-        block = max((each.size_bytes for each in blocks), default=0)
-        return bound.denoising(config, control, height, width, model.dtype, pictures, block=block)
+        control = beside.config if follows and isinstance(beside, ControlNet) else None
+        block = max((each.size_bytes for each in self._blocks()), default=0)
+        return bound.denoising(config, control, height, width, self._dtype, pictures, block=block)
 
     def _decoding(self, bound: MemoryBound, height: int, width: int) -> Fit:
-        autoencoder = self._model.autoencoder
-        weights = _size(autoencoder.decoder)
-        return bound.decoding(autoencoder.config, height, width, self._model.dtype, weights=weights)
+        weights = _size(self._autoencoder.decoder)
+        return bound.decoding(self._autoencoder.config, height, width, self._dtype, weights=weights)
 
     def _encoding(self, bound: MemoryBound, height: int, width: int) -> Fit:
-        autoencoder = self._model.autoencoder
-        weights = _size(autoencoder.encoder)
-        return bound.encoding(autoencoder.config, height, width, self._model.dtype, weights=weights)
+        weights = _size(self._autoencoder.encoder)
+        return bound.encoding(self._autoencoder.config, height, width, self._dtype, weights=weights)
 
     def _made_for(self, fit: Fit | None, using: Sequence[Offloaded]) -> int | None:
         """Room for what is used next, which keeps its weights as far as they fit; the rows of the fit."""
@@ -131,15 +132,25 @@ class Room:
             each.kept = True
         return None if fit is None else fit.rows
 
+    @property
+    def _autoencoder(self) -> Autoencoder:
+        found = self._networks()["autoencoder"]
+        assert isinstance(found, Autoencoder)
+        return found
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self._networks()["transformer"].parameters()).dtype
+
     def _blocks(self) -> list[Offloaded]:
-        return offloaded(self._model.transformer)
+        return offloaded(self._networks()["transformer"])
 
     def _layers(self) -> list[Offloaded]:
-        text = self._model.networks.get("text_encoder")
+        text = self._networks().get("text_encoder")
         return [] if text is None else offloaded(text)
 
     def _offloaded(self) -> list[Offloaded]:
-        return [part for network in self._model.networks.values() for part in offloaded(network)]
+        return [part for network in self._networks().values() for part in offloaded(network)]
 
 
 def _size(half: nn.Module) -> int:
