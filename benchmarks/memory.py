@@ -13,7 +13,6 @@ a bound, with random weights: memory and time are those of real ones. `--output 
 
 import argparse
 import json
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import Any
 from torch import nn
 
 from lineardit.autoencoder.model import Autoencoder
-from lineardit.bench.process import answer_of
+from lineardit.bench.process import answer_of, command_peak
 from lineardit.bench.stamp import hardware_stamp, stamp_line
 from lineardit.bench.table import markdown_table
 from lineardit.cli.sizes import bytes_of
@@ -116,13 +115,12 @@ def told(options: argparse.Namespace) -> str:
             model = str(random_model(Path(folder) / "model"))
         for pixels in map(int, options.pixels.split(",")):
             size = ["--height", str(pixels), "--width", str(pixels), "--dtype", options.dtype]
-            facts = json.loads(_lineardit("info", model, *size, "--json")[0])["memory"]
+            facts = json.loads(command_peak(["info", model, *size, "--json"])[0])["memory"]
             for kept in options.kept.split(","):
                 picture = str(Path(folder) / "picture.png")
                 draw = ["--num-inference-steps", "1", "--keep-freed" if kept == "yes" else "--no-keep-freed"]
-                _, peak = _lineardit(
-                    "generate", PROMPT, "--model", model, *size, *draw, "-o", picture, "--force"
-                )
+                words = ["generate", PROMPT, "--model", model, *size, *draw, "-o", picture, "--force"]
+                _, peak = command_peak(words)
                 rows.append([str(pixels), kept, *_compared(facts["together_bytes"], peak)])
                 sys.stderr.write(f"{rows[-1]}\n")
     header = [
@@ -143,29 +141,6 @@ def _compared(predicted: int, measured: int) -> list[str]:
     ratio = measured / predicted
     inside = "yes" if abs(ratio - 1) <= ALLOWED else "**no**"
     return [f"{predicted / 1e6:,.0f}", f"{measured / 1e6:,.0f}", f"{ratio:.2f}", inside]
-
-
-_MEASURED = """
-import sys
-from lineardit.cli.app import main
-from lineardit.kernels.allocator import resident_bytes
-status = main(sys.argv[1:])
-sys.stdout.write(f"\\n{resident_bytes('VmHWM')}")
-sys.exit(status)
-"""
-
-
-def _lineardit(*words: str) -> tuple[str, int]:
-    """What a command of ours prints, and the most bytes that its process held.
-
-    The process asks for that itself: what the system tells its parent counts the parent's own memory, too.
-    """
-    command = [sys.executable, "-c", _MEASURED, *words]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"lineardit {' '.join(words)} ended with {done.returncode}")
-    printed, _, peak = done.stdout.rpartition("\n")
-    return printed, int(peak)
 
 
 def bound(options: argparse.Namespace) -> str:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from lineardit.bench.process import answer_of
+from lineardit.bench.process import answer_of, command_peak
 from lineardit.errors import InputError, LineardiTError
 
 
@@ -29,3 +29,10 @@ def test_a_process_that_fails_otherwise_says_why(code: str, reason: str) -> None
     with pytest.raises(LineardiTError, match=f"^the measured process failed: {reason}$") as caught:
         answer_of(code, None)
     assert caught.value.exit_code == 1
+
+
+def test_a_command_tells_what_it_printed_and_held() -> None:
+    printed, peak = command_peak(["--version"])
+    assert printed.startswith("lineardit ") and peak > 10**6
+    with pytest.raises(LineardiTError, match="^lineardit info nowhere ended with 2.$"):
+        command_peak(["info", "nowhere"])

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from lineardit.errors import InputError, LineardiTError
@@ -37,3 +38,30 @@ def answer_of(code: str, arguments: Any) -> Any:
         reason = done.stderr.strip().rpartition("\n")[2] or f"exit code {done.returncode}"
         raise LineardiTError(f"the measured process failed: {reason}")
     return json.loads(last_line)
+
+
+def command_peak(words: Sequence[str]) -> tuple[str, int]:
+    """What a command of ours prints, and the most bytes that its process held.
+
+    The process asks for that itself: what the system tells its parent counts the parent's own memory, too.
+
+    Raises:
+        LineardiTError: the command failed; it has said why.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", _COMMAND, *words], stdout=subprocess.PIPE, text=True, check=False
+    )
+    if done.returncode:
+        raise LineardiTError(f"lineardit {' '.join(words)} ended with {done.returncode}.")
+    printed, _, peak = done.stdout.rpartition("\n")
+    return printed, int(peak)
+
+
+_COMMAND = """
+import sys
+from lineardit.cli.app import main
+from lineardit.kernels.allocator import resident_bytes
+status = main(sys.argv[1:])
+sys.stdout.write(f"\\n{resident_bytes('VmHWM')}")
+sys.exit(status)
+"""
