@@ -106,7 +106,7 @@ def page(pictures: Sequence[Picture], command: str) -> str:
         f"`{command}`; {stamp_line(hardware_stamp())}; bf16, random weights.\n\n"
         f"A picture is {STEPS} guided steps and its decoding. Seconds are medians after a first call, or "
         "that call where it is long. GB beyond weights is the most that a part took beyond what its process "
-        "held before.\n\n"
+        "held before; within 8 GB weights wait in their files, and the decoder's are among it.\n\n"
         f"{markdown_table(header, cells)}\n\n" + "\n".join(lines) + "\n\n"
         "![time](growth-time.svg)\n\n![memory](growth-memory.svg)\n"
     )

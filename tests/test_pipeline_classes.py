@@ -142,3 +142,14 @@ def test_the_command_draws_classes(
     assert (
         f"--class dog: {tiny_model} draws what a sentence says. Give a sentence." in capsys.readouterr().err
     )
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_classes_are_drawn_within_a_bound_of_memory(pipe: Pipeline, folder: Path, offload: bool) -> None:
+    settings = {"num_inference_steps": 2, "output_type": "pt"}
+    bounded = Pipeline.from_pretrained(folder, device="cpu", offload=offload)
+    bounded.limit_memory(4 * 10**9)
+    given = bounded.classes[0]
+    torch.testing.assert_close(
+        bounded(given, **settings).images, pipe(given, **settings).images, rtol=0, atol=1e-5
+    )

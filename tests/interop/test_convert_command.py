@@ -295,7 +295,7 @@ def test_a_published_pipeline_is_described(published: Path, capsys: pytest.Captu
     )
     steps, decoding = memory["denoising_in_bands_bytes"], memory["decoding_in_bands_bytes"]
     least = memory["program_bytes"] + stays + max(text, blocks + steps, decoder + decoding)
-    assert memory["offloaded_in_bands_bytes"] == least
+    assert memory["offloaded_in_bands_bytes"] == pytest.approx(least / 0.98, abs=1)
     assert main(["info", str(published)]) == 0
     assert "denoising" in capsys.readouterr().out
 

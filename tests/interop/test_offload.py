@@ -15,9 +15,12 @@ from lineardit.errors import CheckpointError, MemoryLimitError, NotFiniteError
 from lineardit.interop import bound as bounds
 from lineardit.interop.assembly import assemble_text_encoder
 from lineardit.interop.bound import MemoryBound
+from lineardit.interop.memory import transformer_bytes
 from lineardit.interop.places import open_place
+from lineardit.interop.stored import LazyTensors
 from lineardit.nn.offload import Offloaded, offloaded
 from lineardit.pipeline import Pipeline
+from lineardit.transformer.generation import StepCache
 
 CALL: dict[str, Any] = {"height": 80, "width": 48, "num_inference_steps": 3, "output_type": "pt"}
 RED = Image.new("RGB", (48, 80), "red")
@@ -28,6 +31,7 @@ HELD = 10**6
 def held(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bounds, "resident_bytes", lambda: HELD)
     monkeypatch.setattr(bounds, "UNTOLD", 0.0)
+    monkeypatch.setattr("lineardit.interop.room._prompt_bytes", lambda _: 0)
 
 
 @pytest.fixture(params=["diffusers", "native"])
@@ -148,13 +152,20 @@ def test_how_many_blocks_stay_is_what_fits_beside_one_in_hand(
     assert fit.rows == (None if needed in (700, 160) else 4)
 
 
-def test_the_least_that_works_counts_the_weights_that_are_read(published: Path) -> None:
+def test_the_least_that_works_counts_the_weights_that_are_read(
+    published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("transformer_bytes", "decoder_bytes", "encoder_bytes"):
+        monkeypatch.setattr(bounds, name, lambda *_, **__: 0)
     pipe = Pipeline.from_pretrained(published, device="cpu", offload=True)
-    pipe.limit_memory(HELD)
-    with pytest.raises(MemoryLimitError, match="Allow 2 MB, or draw fewer pixels"):
-        pipe("two dogs", **CALL)
-    pipe.limit_memory(2 * HELD)
-    assert pipe("two dogs", **CALL).images.isfinite().all()
+    sizes = {name: [each.size_bytes for each in found] for name, found in parts(pipe).items()}
+    least = max(max(sizes["text"]), max(sizes["blocks"]), sum(sizes["decoder"]))
+    for room, call in ((least, CALL), (max(least, sum(sizes["encoder"])), CALL | {"image": RED})):
+        pipe.limit_memory(HELD + room)
+        assert pipe("two dogs", **call).images.isfinite().all()
+        pipe.limit_memory(HELD + room - 1)
+        with pytest.raises(MemoryLimitError):
+            pipe("two dogs", **call)
 
 
 def test_what_saves_weights_reads_them_all(published: Path, tmp_path: Path) -> None:
@@ -227,3 +238,125 @@ def test_files_that_are_gone_by_then_are_said(published: Path, tmp_path: Path) -
     shutil.rmtree(folder / "vae")
     with pytest.raises(CheckpointError, match="cannot be read"):
         pipe("two dogs", **CALL)
+
+
+def test_a_state_that_is_looked_at_makes_room_and_the_next_step_reads_again(
+    published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = whole(published)("two dogs", **CALL).images
+    pipe = Pipeline.from_pretrained(published, device="cpu", offload=True)
+    seen = Seen(pipe, monkeypatch)
+    at_work: list[set[str]] = []
+
+    def look(state: Any) -> None:
+        pipe.decode(state.denoised)
+        at_work.append(in_memory(pipe))
+
+    assert torch.equal(pipe("two dogs", **CALL, on_step=look).images, wanted)
+    assert at_work == [{"decoder"}] * CALL["num_inference_steps"]
+    assert seen.reads["blocks", 0] == CALL["num_inference_steps"]
+
+
+def test_pictures_within_a_bound_are_read_drawn_and_decoded_one_by_one(
+    published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = ["two dogs", "a cat"]
+    wanted = whole(published)(prompts, **CALL).images
+    pipe = Pipeline.from_pretrained(published, device="cpu", offload=True)
+    monkeypatch.setattr(Pipeline, "device", torch.device("cpu"))
+    pipe.limit_memory(10**9)
+    read: list[int] = []
+    encode = type(pipe.text_encoder).encode
+    monkeypatch.setattr(
+        type(pipe.text_encoder), "encode", lambda self, given: read.append(len(given)) or encode(self, given)
+    )
+    drawn = pipe(prompts, **CALL).images
+    assert read == [1, 1]
+    torch.testing.assert_close(drawn, wanted, rtol=0, atol=1e-5)
+    latents = torch.randn(2, 3, 10, 6)
+    decoded = []
+    decode = type(pipe.autoencoder).decode
+    monkeypatch.setattr(
+        type(pipe.autoencoder), "decode", lambda self, x: decoded.append(len(x)) or decode(self, x)
+    )
+    assert pipe.decode(latents).shape == (2, 3, 80, 48)
+    assert decoded == [1, 1]
+
+
+def test_a_batch_that_does_not_fit_is_refused_and_a_step_with_one_branch_is_counted_as_one(
+    published: Path, sprint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step is said to take a megabyte for each picture that it sees, and there is room for three."""
+    monkeypatch.setattr(bounds, "transformer_bytes", lambda *given, **_: given[4] * 10**6)
+    monkeypatch.setattr(bounds, "decoder_bytes", lambda *_: 0)
+    pipe = Pipeline.from_pretrained(published, device="cpu")
+    pipe.limit_memory(HELD + 3 * 10**6)
+    assert len(pipe(["two dogs", "a cat"], **CALL).images) == 2
+    with pytest.raises(MemoryLimitError, match="a step at 48 x 80 pixels takes at least 4 MB more"):
+        pipe(["two dogs", "a cat"], **CALL, batch_size=2)
+    distilled = Pipeline.from_pretrained(sprint, device="cpu")
+    distilled.limit_memory(HELD + 10**6)
+    call = CALL | {"num_inference_steps": 1}
+    assert distilled("two dogs", **call).images.isfinite().all()
+
+
+def test_what_was_read_for_good_counts_in_the_bound_from_then_on(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounds, "transformer_bytes", lambda *_, **__: 10)
+    monkeypatch.setattr(bounds, "decoder_bytes", lambda *_: 0)
+    pipe = Pipeline.from_pretrained(published, device="cpu", offload=True)
+    weights = sum(each.size_bytes for found in parts(pipe).values() for each in found)
+    pipe.limit_memory(HELD + weights + 9)
+    pipe("two dogs", **CALL)
+    pipe.save_pretrained(tmp_path / "copy")
+    with pytest.raises(MemoryLimitError, match="a step"):
+        pipe("two dogs", **CALL)
+    pipe.limit_memory(None)
+    pipe("two dogs", **CALL)
+
+
+def test_a_read_that_fails_leaves_nothing_behind(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = Pipeline.from_pretrained(published, device="cpu", offload=True)
+    wanted = pipe("two dogs", **CALL).images
+    pipe.limit_memory(None)
+    read, left = LazyTensors.__getitem__, [30]
+
+    def interrupted(self: LazyTensors, name: str) -> torch.Tensor:
+        left[0] -= 1
+        if not left[0]:
+            raise KeyboardInterrupt
+        return read(self, name)
+
+    monkeypatch.setattr(LazyTensors, "__getitem__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pipe("two dogs", **CALL)
+    networks = pipe.networks.values()
+    held = {name for each in networks for name, tensor in each.state_dict().items() if not tensor.is_meta}
+    fresh = Pipeline.from_pretrained(published, device="cpu", offload=True).networks.values()
+    assert held == {
+        name for each in fresh for name, tensor in each.state_dict().items() if not tensor.is_meta
+    }
+    assert torch.equal(pipe("two dogs", **CALL).images, wanted)
+    assert "text" not in in_memory(pipe)
+
+
+def test_a_step_cache_is_counted(published: Path, counting: Any) -> None:
+    pipe = Pipeline.from_pretrained(published, device="cpu")
+    config = pipe.transformer.config
+    without, cached = (
+        transformer_bytes(config, 64, 64, torch.float32, caches=each) for each in (False, True)
+    )
+    read = pipe.transformer.read(torch.randn(2, 300, config.text_width))
+    latents, times = torch.randn(2, config.latent_channels, 64, 64), torch.full((2,), 0.5)
+    cache = StepCache(1.0)
+    pipe.transformer(latents, times, read, cache=cache)
+    peaks = []
+    for each in (None, StepCache(0.0001), cache):
+        with torch.no_grad(), counting(pipe.transformer) as counted:
+            pipe.transformer(latents, times, read, cache=each)
+            if each is not None:
+                pipe.transformer(latents * 0.5, times, read, cache=each)
+        peaks.append(counted.peak)
+    assert without < peaks[0] * 1.15
+    assert max(peaks[1:]) - peaks[0] <= cached - without

@@ -139,7 +139,10 @@ class Autoencoder(nn.Module):
 
     def forward(self, images: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b 3 H W"]:
         """The reconstruction, past shift and scale: what autoencoder training compares with `images`."""
-        pixels: Tensor = self.decoder(self.encoder(images))
+        with loaded(self.encoder):
+            latents = self.encoder(images)
+        with loaded(self.decoder):
+            pixels: Tensor = self.decoder(latents)
         return pixels
 
 

@@ -160,6 +160,9 @@ def _at(
     most, names = 0, [*contenders]
     for name, own in contenders.items():
         allowed = own.most or int(own.share * most)
+        if own.is_bounded and not allowed:
+            yield from (LeftOut(name, part, size, f"{names[0]} was not measured") for part in parts)
+            continue
         answers = answer_of(_MEASURES, [list(own), list(parts), size, dtype, allowed, *rest])
         outputs = load_file(_outputs(rest[0]))
         if name == names[0]:
@@ -332,7 +335,7 @@ def _lineardit(own: Contender, folder: str, dtype: str) -> dict[str, Work]:
         latents = _latents(config.latent_channels, size, dtype)
         if allowed:
             room.limit(allowed)
-        rows = room.rows_to_denoise(size // STRIDE, size // STRIDE, len(latents), follows=False)
+        rows = room.rows_to_denoise(size // STRIDE, size // STRIDE, len(latents), follows=False, caches=False)
         read = transformer.read(text, mask, folds=not allowed)
         return lambda: transformer(latents, times, read, rows=rows)
 

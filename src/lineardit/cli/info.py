@@ -1,6 +1,7 @@
 """`lineardit info`: what would be used here and why, and what a picture or a model says of itself."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lineardit.errors import InputError
+from lineardit.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
     from lineardit.interop.places import Network, Place
@@ -248,6 +249,7 @@ def _memory_facts(place: "Place", height: int | None, width: int | None, dtype: 
     from lineardit.config.article import ArticleAutoencoderConfig, ArticleConfig
     from lineardit.config.models import AutoencoderConfig, TransformerConfig
     from lineardit.interop.assembly import gemma_tensors
+    from lineardit.interop.bound import UNTOLD
     from lineardit.interop.memory import decoder_bytes, transformer_bytes
     from lineardit.kernels import native
     from lineardit.kernels.allocator import resident_bytes
@@ -286,7 +288,10 @@ def _memory_facts(place: "Place", height: int | None, width: int | None, dtype: 
         _sizes(stored["transformer"], r"blocks\.\d+") if isinstance(transformer, TransformerConfig) else {}
     )
     halves = _sizes(stored["autoencoder"], "encoder|decoder")
-    gemma = gemma_tensors(place)
+    try:
+        gemma = gemma_tensors(place)
+    except CheckpointError:  # its file is not there, or not whole: the rest can still be told
+        gemma = None
     layers = {} if gemma is None else _sizes(gemma, r"layers\.\d+|\w+")
     stays = weights - sum(blocks.values()) - sum(halves.values()) + (0 if layers else text)
     at_work = max(
@@ -306,7 +311,7 @@ def _memory_facts(place: "Place", height: int | None, width: int | None, dtype: 
         "decoding_in_bands_bytes": banded,
         "together_bytes": program + weights + text + max(denoising, decoding),
         "together_in_bands_bytes": program + weights + text + max(steps_banded, banded),
-        "offloaded_in_bands_bytes": program + stays + at_work,
+        "offloaded_in_bands_bytes": math.ceil((program + stays + at_work) / (1 - UNTOLD)),
     }
 
 

@@ -51,7 +51,7 @@ class MemoryBound:
 
     in_all: int
     held: int
-    """Weights included."""
+    """Weights included, but for offloaded ones."""
 
     @classmethod
     def beside_held(cls, in_all: int, device: torch.device) -> "MemoryBound":
@@ -74,17 +74,19 @@ class MemoryBound:
         pictures: int,
         *,
         block: int = 0,
+        caches: bool = False,
     ) -> Fit:
         """Of a step with so many pictures of (height, width) latents, those without the prompt included.
 
         `control` is the configuration of a ControlNet that runs beside it. SANA's transformer folds no
-        prompts then. `block` is what the weights of a block take, where blocks are offloaded (`nn.offload`).
+        prompts then. `block` is what the weights of a block take, where blocks are offloaded (`nn.offload`);
+        `caches` is as in `transformer_bytes`.
         """
 
         def needed(rows: int | None) -> int:
             given = (config, height, width, dtype, pictures)
             folds = not isinstance(config, TransformerConfig)
-            return transformer_bytes(*given, rows=rows, control=control, folds=folds)
+            return transformer_bytes(*given, rows=rows, control=control, folds=folds, caches=caches)
 
         if not isinstance(config, TransformerConfig):  # the article's network has no bands
             return Fit("a step", None, needed(None))
@@ -122,7 +124,7 @@ class MemoryBound:
         most = max(fits, key=lambda fit: fit.needed)
         if most.needed > self.room:
             raise MemoryLimitError(
-                f"memory={_said(self.in_all)} is not enough: {_said(self.held)} are held, weights included, "
+                f"memory={_said(self.in_all)} is not enough: {_said(self.held)} are held, "
                 f"and {most.part} at {width} x {height} pixels takes at least {_said(most.needed)} more. "
                 f"Allow {_said(math.ceil((most.needed + self.held) / (1 - UNTOLD)))}, or draw fewer pixels."
             )

@@ -23,6 +23,9 @@ from lineardit.transformer.denoiser import Denoiser, DenoiserConfig, denoiser_of
 
 PROMPT_TOKENS = 300
 """At most, of the published models."""
+CACHED = 6
+"""What a step cache holds or makes beside a step, in tokens of all pictures: those before the first block and
+after it, what that added and what the middle added, of one branch alone, too, and a difference."""
 LAYERS = 3
 """Blocks that are run: all are alike, and only one is in hand at a time."""
 
@@ -37,14 +40,16 @@ def transformer_bytes(
     rows: int | None = None,
     control: TransformerConfig | None = None,
     folds: bool = True,
+    caches: bool = False,
 ) -> int:
     """Of one velocity at latents of (height, width); `pictures` is 2 where each is guided.
 
     In bands of `rows` rows of tokens where given (SANA's transformer alone has them), and beside a ControlNet
-    where its configuration is. `folds` says that short prompts may be folded, as `Transformer.read` has it.
+    where its configuration is. `folds` says that short prompts may be folded, as `Transformer.read` has it,
+    and `caches` that there is a `StepCache`.
     """
     return _transformer_bytes(
-        *(config, height, width, dtype, pictures, rows, control), native.is_in_use(), folds
+        *(config, height, width, dtype, pictures, rows, control), native.is_in_use(), folds, caches
     )
 
 
@@ -73,6 +78,7 @@ def _transformer_bytes(
     control: TransformerConfig | None,
     _native: bool,
     folds: bool,
+    caches: bool,
 ) -> int:
     with torch.device("meta"):
         network, readers = _few_blocks(config)
@@ -100,7 +106,7 @@ def _transformer_bytes(
         prompts = pictures * PROMPT_TOKENS
         if _native and folds:  # shorter ones are folded into as much room as the layers around them take
             prompts = max(prompts, config.width)
-        held = 2 * prompts * readers
+        held = 2 * prompts * readers + (CACHED * tokens if caches else 0)
         if control is not None:  # what the blocks that are not run would add
             held += tokens * (control.depth - min(control.depth, LAYERS))
         return peak_bytes(run) + held * config.width * dtype.itemsize

@@ -13,10 +13,9 @@ from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lineardit.config.article import ArticleConfig
 from lineardit.config.dit import DiTConfig
@@ -55,10 +54,6 @@ from lineardit.interop.shards import choose_variant, find_weights, open_weights
 from lineardit.interop.stored import LazyTensors, open_tensors, read_header
 from lineardit.interop.text import TOKENIZER
 from lineardit.text.encoder import GemmaEncoder, PublishedEncoder, T5Encoder
-
-N = TypeVar("N", bound=nn.Module)
-
-CPU = torch.device("cpu")
 
 PIPELINE_INDEX = "model_index.json"
 PIPELINES = (

@@ -1,6 +1,7 @@
 """How much of a picture, and which weights, are in memory at a time: as much as a bound leaves room for."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -8,9 +9,13 @@ from torch import nn
 from lineardit.autoencoder.model import Autoencoder
 from lineardit.config.models import TransformerConfig
 from lineardit.interop.bound import Fit, MemoryBound
+from lineardit.kernels.allocator import return_freed_memory
 from lineardit.nn.offload import Offloaded, loaded_bytes, offloaded
 from lineardit.transformer.controlnet import ControlNet
 from lineardit.transformer.denoiser import DenoiserConfig
+
+LONGEST_PROMPT = 512
+"""Tokens, those of SANA's instruction included."""
 
 
 class Room:
@@ -25,21 +30,42 @@ class Room:
 
     def __init__(self, networks: Callable[[], Mapping[str, nn.Module]]) -> None:
         self._networks = networks
-        self._bound: MemoryBound | None = None
+        self._limited: MemoryBound | None = None
+        self._waiting = 0
+        # Looking for them takes a while, and most models have none.
+        self._offloads = any(offloaded(network) for network in networks().values())
 
     @property
     def is_bounded(self) -> bool:
         """Whether there is a bound at all."""
-        return self._bound is not None
+        return self._limited is not None
+
+    @property
+    def _bound(self) -> MemoryBound | None:
+        """The bound, beside what is held by now: weights may have been read for good since it was set."""
+        if self._limited is None:
+            return None
+        settled = self._waiting - sum(each.size_bytes for each in self._offloaded())
+        return MemoryBound(self._limited.in_all, self._limited.held + settled)
 
     def limit(self, bytes_in_all: int | None) -> None:
-        """Stay within so many bytes from now on, what is held by now included; None lifts the bound."""
+        """Stay within so many bytes from now on, what is held by now included; None lifts the bound.
+
+        On a CPU the C library is told to give freed blocks back at once (`kernels.allocator`).
+        """
         for part in self._offloaded():
             part.forget()
         device = next(self._networks()["transformer"].parameters()).device
-        self._bound = None if bytes_in_all is None else MemoryBound.beside_held(bytes_in_all, device)
+        self._limited = None
+        if bytes_in_all is not None:
+            if device.type == "cpu":
+                return_freed_memory()
+            self._waiting = sum(each.size_bytes for each in self._offloaded())
+            self._limited = MemoryBound.beside_held(bytes_in_all, device)
 
-    def check(self, height: int, width: int, *, from_picture: bool, follows_picture: bool) -> None:
+    def check(
+        self, height: int, width: int, *, from_picture: bool, follows_picture: bool, caches: bool
+    ) -> None:
         """Whether one picture of (height, width) pixels can be drawn within the bound.
 
         Raises:
@@ -53,9 +79,8 @@ class Room:
         if isinstance(config, DenoiserConfig):
             # With guidance every step sees two pictures.
             pictures = 1 if isinstance(config, TransformerConfig) and config.guidance_embedding else 2
-            fits.append(
-                self._denoising(bound, height // stride, width // stride, pictures, follows=follows_picture)
-            )
+            sides = height // stride, width // stride
+            fits.append(self._denoising(bound, *sides, pictures, follows=follows_picture, caches=caches))
         if from_picture or follows_picture:
             fits.append(self._encoding(bound, height, width))
         bound.check(fits, height, width)
@@ -82,29 +107,38 @@ class Room:
         bound.check([fit], height, width)
         return self._made_for(fit, offloaded(encoder))
 
-    def rows_to_denoise(self, height: int, width: int, pictures: int, *, follows: bool) -> int | None:
-        """How many rows of tokens a block has in hand at a time, for latents of (height, width)."""
+    def rows_to_denoise(
+        self, height: int, width: int, pictures: int, *, follows: bool, caches: bool
+    ) -> int | None:
+        """How many rows of tokens a block has in hand at a time, for latents of (height, width).
+
+        `pictures` are those of a batch, those without the prompt included. Raises as `check`.
+        """
         blocks = self._blocks()
         bound, stride = self._bound, self._autoencoder.config.stride
-        if bound is None:
+        if bound is None or not isinstance(self._networks()["transformer"].config, DenoiserConfig):
             return self._made_for(None, blocks)
-        fit = self._denoising(bound, height, width, pictures, follows=follows)
+        fit = self._denoising(bound, height, width, pictures, follows=follows, caches=caches)
         bound.check([fit], height * stride, width * stride)
         return self._made_for(fit, blocks)
 
     def _reading(self, bound: MemoryBound) -> Fit:
-        """Of prompts: all layers where they fit, or one at a time."""
+        """Of one prompt: all layers where they fit, or one at a time."""
         layers = [each.size_bytes for each in self._layers()]
-        if sum(layers) <= bound.room:
-            return Fit("reading a prompt", None, sum(layers))
-        return Fit("reading a prompt", None, max(layers, default=0), kept=0)
+        beside = _prompt_bytes(self._networks()["text_encoder"]) if layers else 0
+        if sum(layers) + beside <= bound.room:
+            return Fit("reading a prompt", None, sum(layers) + beside)
+        return Fit("reading a prompt", None, max(layers, default=0) + beside, kept=0)
 
-    def _denoising(self, bound: MemoryBound, height: int, width: int, pictures: int, *, follows: bool) -> Fit:
+    def _denoising(
+        self, bound: MemoryBound, height: int, width: int, pictures: int, *, follows: bool, caches: bool
+    ) -> Fit:
         config, beside = self._networks()["transformer"].config, self._networks().get("controlnet")
         assert isinstance(config, DenoiserConfig)
         control = beside.config if follows and isinstance(beside, ControlNet) else None
         block = max((each.size_bytes for each in self._blocks()), default=0)
-        return bound.denoising(config, control, height, width, self._dtype, pictures, block=block)
+        given = (config, control, height, width, self._dtype, pictures)
+        return bound.denoising(*given, block=block, caches=caches)
 
     def _decoding(self, bound: MemoryBound, height: int, width: int) -> Fit:
         weights = _size(self._autoencoder.decoder)
@@ -143,14 +177,24 @@ class Room:
         return next(self._networks()["transformer"].parameters()).dtype
 
     def _blocks(self) -> list[Offloaded]:
-        return offloaded(self._networks()["transformer"])
+        return offloaded(self._networks()["transformer"]) if self._offloads else []
 
     def _layers(self) -> list[Offloaded]:
         text = self._networks().get("text_encoder")
-        return [] if text is None else offloaded(text)
+        return [] if text is None or not self._offloads else offloaded(text)
 
     def _offloaded(self) -> list[Offloaded]:
+        if not self._offloads:
+            return []
         return [part for network in self._networks().values() for part in offloaded(network)]
+
+
+def _prompt_bytes(text: nn.Module) -> int:
+    """What a long prompt takes in Gemma: a few layers' vectors, and scores as they are and in float32."""
+    sizes: Any = text.config
+    itemsize = next(text.parameters()).dtype.itemsize
+    vectors = LONGEST_PROMPT * (6 * sizes.intermediate_size + 8 * sizes.hidden_size) * itemsize
+    return int(vectors + sizes.num_attention_heads * LONGEST_PROMPT**2 * 10)
 
 
 def _size(half: nn.Module) -> int:

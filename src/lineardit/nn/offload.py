@@ -9,7 +9,8 @@ the room (`forget`).
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from functools import wraps
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -45,8 +46,12 @@ class Offloaded(AbstractContextManager[None]):
 
     def __enter__(self) -> None:
         if not self.is_loaded:
-            for place in self._places:
-                place.put(place.read())
+            try:
+                for place in self._places:
+                    place.put(place.read())
+            except BaseException:
+                self._put_nothing()
+                raise
             self.is_loaded = True
         self._users += 1
 
@@ -59,25 +64,33 @@ class Offloaded(AbstractContextManager[None]):
         """Let go of what was read, at the latest when it is not in use any more."""
         self.kept = False
         if self.is_loaded and not self._users:
-            for place in self._places:
-                place.put(place.nothing)
+            self._put_nothing()
             self.is_loaded = False
+
+    def _put_nothing(self) -> None:
+        for place in self._places:
+            place.put(place.nothing)
 
 
 def offload(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Leave the weights of a module on the meta device, to be read from `tensors` whenever it is `loaded`.
 
     `tensors` are read one by one (`interop.stored.LazyTensors`), under the module's own names and in the
-    dtype that it computes in.
+    dtype that it computes in. Whoever looks at a weight of it does so inside `loaded`.
     """
     setattr(module, _ATTRIBUTE, Offloaded(module, tensors))
 
 
 def load_when_called(module: nn.Module) -> None:
     """Let an offloaded module of a foreign network be `loaded` whenever it is called."""
-    found: Offloaded = module.__dict__[_ATTRIBUTE]
-    module.register_forward_pre_hook(lambda *_: found.__enter__())
-    module.register_forward_hook(lambda *_: found.__exit__(), always_call=True)
+    forward = module.forward
+
+    @wraps(forward)
+    def within(*given: Any, **more: Any) -> Any:
+        with loaded(module):
+            return forward(*given, **more)
+
+    module.forward = within
 
 
 def loaded(module: nn.Module) -> AbstractContextManager[None]:

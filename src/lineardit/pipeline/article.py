@@ -25,7 +25,8 @@ class ArticleNetwork(PromptedNetwork):
         self, jobs: Sequence[Settings], text: TextEmbedding, read: PromptReading, control: Tensor | None
     ) -> Velocity:
         """What the network predicts."""
-        dtype, cache = self.transformer.to_tokens.weight.dtype, StepCache(jobs[0].step_cache)
+        dtype = self.transformer.to_tokens.weight.dtype
+        cache = StepCache(jobs[0].step_cache) if jobs[0].step_cache else None
 
         def predicted(latents: Tensor, times: Tensor) -> Tensor:
             out: Tensor = self.transformer(latents.to(dtype), self.seen(times), read, cache=cache)

@@ -32,7 +32,7 @@ from lineardit.interop.places import check_control, open_place, with_parts
 from lineardit.kernels.select import DTYPES, inspect_machine, select
 from lineardit.nn.finite import check_parameters, finite_outputs
 from lineardit.nn.int8 import Int8Linear, quantize_blocks
-from lineardit.nn.offload import settle
+from lineardit.nn.offload import offloaded, settle
 from lineardit.pipeline.sampling import Sampling, sampling_of
 from lineardit.text.embedding import TextEncoder
 from lineardit.transformer.controlnet import ControlNet
@@ -83,9 +83,10 @@ class Model:
         weights of a diffusers folder.
 
         `offload` leaves the weights of SANA's blocks, of Gemma's layers, of the encoder and of the decoder in
-        their files until they are at work (`nn.offload`): one network at a time is in memory then, and within
-        a bound (`Pipeline.limit_memory`) as much of it as fits. What changes weights, such as a LoRA, reads
-        them all.
+        their files until they are at work (`nn.offload`): one of these networks at a time is in memory then,
+        and within a bound (`Pipeline.limit_memory`) as much of it as fits. Other networks (a ControlNet, T5,
+        DiT, the article's) are read at once. What changes weights, such as a LoRA, reads all that it changes.
+        What is wrong with a number in a file is found when it is read.
 
         Raises:
             CheckpointError: there is no model, it is damaged, or parts of it are missing.
@@ -171,11 +172,12 @@ class Model:
         """
         if self.is_quantized:
             raise InputError("a quantized model takes no LoRA. Load LoRAs first; they are merged then.")
-        settle(self.transformer)
         taken = loras(self.transformer)
         if name is None:
             name = next(free for number in range(len(taken) + 1) if (free := f"lora{number}") not in taken)
-        add_lora(self.transformer, read_lora(place), name, weight)
+        lora = read_lora(place)
+        settle(self.transformer)
+        add_lora(self.transformer, lora, name, weight)
         self._lora_places[name] = str(place)
         return name
 
@@ -248,6 +250,8 @@ class Model:
         """Inside, the first layer whose output is not finite raises `NotFiniteError` and is named; slower."""
         with ExitStack() as stack:
             for name, network in self.networks.items():
+                for part in offloaded(network):
+                    part.forget()
                 check_parameters(network, name)
                 stack.enter_context(finite_outputs(network, name))
             yield

@@ -99,11 +99,12 @@ class SanaNetwork(PromptedNetwork):
             if self.transformer.config.guidance_embedding
             else None
         )
-        cache = StepCache(jobs[0].step_cache)
+        # Where every block runs in every step, none of the tokens between them need outlive the next.
+        cache = StepCache(jobs[0].step_cache) if jobs[0].step_cache else None
 
         def velocity(latents: Tensor, times: Tensor) -> Tensor:
             shown = latents.to(weight.dtype), self.seen(times).float()
-            rows = self._rows(latents, control)
+            rows = self._rows(latents, control, caches=cache is not None)
             residuals: Sequence[Tensor] = ()
             if control is not None and self.controlnet is not None:
                 both = control.repeat(len(latents) // len(control), 1, 1, 1).to(weight.dtype)
@@ -117,7 +118,8 @@ class SanaNetwork(PromptedNetwork):
     def _read(self, conditions: TextEmbedding) -> PromptReading:
         return self.transformer.read(conditions.embeddings, conditions.mask, folds=not self.room.is_bounded)
 
-    def _rows(self, latents: Tensor, control: Tensor | None) -> int | None:
+    def _rows(self, latents: Tensor, control: Tensor | None, *, caches: bool) -> int | None:
         """Rows of tokens that a block has in hand at a time; None is all."""
         count, _, height, width = latents.shape
-        return self.room.rows_to_denoise(height, width, count, follows=control is not None)
+        follows = control is not None
+        return self.room.rows_to_denoise(height, width, count, follows=follows, caches=caches)

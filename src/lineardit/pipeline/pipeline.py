@@ -93,9 +93,15 @@ class Pipeline(Model):
         loaded. A bound that a picture cannot be drawn within is found when the picture is planned.
 
         A model that was loaded with `offload=True` needs least: of its weights only those are in memory that
-        are at work, and the others as far as they fit.
+        are at work, and the others as far as they fit. Pictures are drawn one at a time unless `batch_size`
+        says otherwise, and on a CPU freed blocks of memory go back to the system at once from then on.
         """
         self._room.limit(bytes_in_all)
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether `limit_memory` has set a bound."""
+        return self._room.is_bounded
 
     @property
     def samplers(self) -> tuple[str, ...]:
@@ -190,7 +196,8 @@ class Pipeline(Model):
             raise InputError(f"output_type={output_type!r} is unknown. Use pil, np, pt or latent.")
         if batch_size is not None and batch_size < 1:
             raise InputError(f"batch_size={batch_size} is not a positive number. Use 1 or more.")
-        together = batch_size or (1 if self.device.type == "cpu" else len(jobs))
+        alone = self.device.type == "cpu" or self.is_bounded
+        together = batch_size or (1 if alone else len(jobs))
         finished, conditions = [], self.embed(jobs)  # every prompt is read once, however many pictures it has
         for start in range(0, len(jobs), together):
             part = jobs[start : start + together]
@@ -202,9 +209,9 @@ class Pipeline(Model):
             for state in self.states(part, rows, initial, control):
                 if on_step is not None:
                     on_step(state)
-                if state.step == state.total:
-                    done = state.latents if output_type == "latent" else self.decode(state.latents)
-                    finished.append(self._finite(done))
+            # What the steps shared is gone by now.
+            done = state.latents if output_type == "latent" else self.decode(state.latents)
+            finished.append(self._finite(done))
         return Output(_as(torch.cat(finished), output_type), tuple(jobs))
 
     def generate(
@@ -256,14 +263,18 @@ class Pipeline(Model):
             given = "a strength, but no picture" if initial is None else "a picture, but no strength"
             raise InputError(f"there is {given} to start from. Give both, or none.")
         conditions = self.embed(jobs) if conditions is None else conditions
+        height, width = self._latent_shape(first)[1:]
+        pictures = len(jobs) * (2 if self._network.is_guided(jobs) else 1)
+        needed = {"follows": control is not None, "caches": first.step_cache > 0}
+        self._room.rows_to_denoise(height, width, pictures, **needed)
         noise = seeded_noise(self._latent_shape(first), [job.seed for job in jobs], self.device)
         # inference_mode would not survive being suspended in the middle of a generator that its user leaves.
-        height, width = noise.shape[-2:]
-        self._room.rows_to_denoise(height, width, 2 * len(jobs), follows=control is not None)
         velocity = self._guided(jobs, conditions, control)
         states = self._trajectory.states(velocity, noise, jobs, initial)
         while True:
             with torch.no_grad():
+                # Whoever looked at the state before may have decoded it, which takes room.
+                self._room.rows_to_denoise(height, width, pictures, **needed)
                 state = next(states, None)
             if state is None:
                 return
@@ -286,6 +297,8 @@ class Pipeline(Model):
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 H W"]:
         """Pixels in [-1, 1], float32."""
+        if self._room.is_bounded and len(latents) > 1:
+            return torch.cat([self.decode(each[None]) for each in latents])
         given = latents.to(self.dtype)
         height, width = (side * self.autoencoder.config.stride for side in latents.shape[-2:])
         rows = self._room.rows_to_decode(height, width)
@@ -294,14 +307,26 @@ class Pipeline(Model):
         return decode_in_bands(self.autoencoder, given, rows).float().clamp_(-1, 1)
 
     def check_memory(
-        self, height: int, width: int, *, from_picture: bool = False, follows_picture: bool = False
+        self,
+        height: int,
+        width: int,
+        *,
+        from_picture: bool = False,
+        follows_picture: bool = False,
+        step_cache: float = 0.0,
     ) -> None:
         """Whether one picture can be drawn within the bound of memory, where there is one.
 
         Raises:
             MemoryLimitError: it cannot, with the least that works.
         """
-        self._room.check(height, width, from_picture=from_picture, follows_picture=follows_picture)
+        self._room.check(
+            height,
+            width,
+            from_picture=from_picture,
+            follows_picture=follows_picture,
+            caches=step_cache > 0,
+        )
 
     @property
     def _network(self) -> Network[Any]:
@@ -323,7 +348,11 @@ class Pipeline(Model):
     def embed(self, jobs: Sequence[Settings]) -> Any:
         """Negative prompts first (none where no picture is guided), then prompts, padded to one length."""
         self._room.make_to_read()
-        return self._conditioning.read(jobs, self.dtype, negative=self._network.is_guided(jobs))
+        negative = self._network.is_guided(jobs)
+        if self._room.is_bounded and len(jobs) > 1:
+            each = [self._conditioning.read([job], self.dtype, negative=negative) for job in jobs]
+            return self._conditioning.joined(each)
+        return self._conditioning.read(jobs, self.dtype, negative=negative)
 
     def joined(self, found: Sequence[Any]) -> Any:
         """What `embed` gave for single jobs as it gives it for a batch, each prompt as it was read alone."""
@@ -386,6 +415,7 @@ class Pipeline(Model):
             sides[1],
             from_picture=strength is not None,
             follows_picture=controlnet_conditioning_scale is not None,
+            step_cache=step_cache,
         )
         Interval(*guidance_interval)  # say now what is wrong with them
         StepCache(step_cache)

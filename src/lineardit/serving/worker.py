@@ -98,7 +98,7 @@ class Worker:
             "name": name,
             "device": str(pipe.device),
             "dtype": str(pipe.dtype).removeprefix("torch."),
-            "batch": 1 if pipe.device.type == "cpu" else self._together,
+            "batch": 1 if pipe.device.type == "cpu" or pipe.is_bounded else self._together,
             "unit": pipe.autoencoder.config.stride * pipe.transformer.config.patch_size,
             "size": pipe.sampling.size,
             "num_inference_steps": pipe.sampling.num_inference_steps,
@@ -140,7 +140,8 @@ class Worker:
         jobs = [Settings(**job) for job in order["jobs"]]
         name = jobs[0].model
         pipe = self._pipes[name]
-        pipe.check_memory(jobs[0].height, jobs[0].width, from_picture=bool(payload))
+        first = jobs[0]
+        pipe.check_memory(first.height, first.width, from_picture=bool(payload), step_cache=first.step_cache)
         initial = pipe.encode(_pictures(payload, jobs), jobs[0]) if payload else None
         partials: list[list[int]] = order["partials"]
         wants_preview: list[bool] = order["previews"]

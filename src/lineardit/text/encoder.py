@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from threading import get_ident
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
@@ -187,7 +188,11 @@ def _tokenizer(transformers: Any, folder: Path) -> Callable[..., Any]:
 def _parameters_on_meta(dtype: torch.dtype) -> Iterator[None]:
     """Inside, what modules register as parameters are shapes; buffers, which files may lack, have numbers."""
 
+    here = get_ident()
+
     def shape_only(_: nn.Module, __: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if get_ident() != here:
+            return parameter
         return None if parameter is None else nn.Parameter(parameter.to("meta", dtype), requires_grad=False)
 
     # Its annotation says nothing of what it may return; its documentation does.
