@@ -146,7 +146,7 @@ def generate(
         pipe.load_controlnet(controlnet)
     if quantize is not None:
         pipe.quantize()
-    pipe.limit_memory(bound)
+    pipe.limit_memory(bound, keep_freed=keep_freed)
     jobs = pipe.plan(
         prompts,
         negative_prompt,

@@ -14,6 +14,8 @@ from lineardit.interop.memory import decoder_bytes, encoder_bytes, transformer_b
 from lineardit.kernels.allocator import resident_bytes
 from lineardit.transformer.denoiser import DenoiserConfig
 
+KEPT = 2.5
+"""Times what is computed with: what a process was seen to hold of it at most where freed memory is kept."""
 UNTOLD = 0.02
 """Of a bound: what libraries take inside a product is not counted, and was at most that where measured."""
 
@@ -27,6 +29,8 @@ class Fit(NamedTuple):
     """None is all of them."""
     needed: int
     """Bytes beside what is held before: the weights that are read for it included."""
+    weights: int = 0
+    """Those among them that are read for it."""
     kept: int | None = None
     """How many blocks keep their weights from step to step, where not all (None) do."""
 
@@ -93,11 +97,12 @@ class MemoryBound:
         rows, blocks = height // config.patch_size, config.depth * block
         all_kept = tallest("a step", needed, rows, self.room - blocks)
         if not block or all_kept.needed + blocks <= self.room:
-            return all_kept._replace(needed=all_kept.needed + blocks)
+            return all_kept._replace(needed=all_kept.needed + blocks, weights=blocks)
         # One block is in hand, and those keep their weights that fit beside.
         found = tallest("a step", needed, rows, self.room - block)
         least = found.needed + block
-        return found._replace(needed=least, kept=max(0, self.room - least) // block)
+        kept = max(0, self.room - least) // block
+        return found._replace(needed=least, weights=(kept + 1) * block, kept=kept)
 
     def decoding(
         self, config: AnyAutoencoderConfig, height: int, width: int, dtype: torch.dtype, *, weights: int = 0
@@ -107,7 +112,8 @@ class MemoryBound:
         def needed(rows: int | None) -> int:
             return weights + decoder_bytes(config, height, width, dtype, rows)
 
-        return tallest("decoding", needed, height // config.stride, self.room)
+        fit = tallest("decoding", needed, height // config.stride, self.room)
+        return fit._replace(weights=weights)
 
     def encoding(
         self, config: AnyAutoencoderConfig, height: int, width: int, dtype: torch.dtype, *, weights: int = 0
@@ -117,7 +123,13 @@ class MemoryBound:
         def needed(rows: int | None) -> int:
             return weights + encoder_bytes(config, height, width, dtype, rows)
 
-        return tallest("encoding", needed, height // config.stride, self.room)
+        fit = tallest("encoding", needed, height // config.stride, self.room)
+        return fit._replace(weights=weights)
+
+    def is_roomy(self, fit: Fit, beside: int) -> bool:
+        """Whether freed memory may be kept while a part runs, beside so many bytes of other weights."""
+        whole = fit.kept is None
+        return whole and fit.weights + KEPT * (fit.needed - fit.weights) + beside <= self.room
 
     def check(self, fits: list[Fit], height: int, width: int) -> None:
         """Raises `MemoryLimitError`, with the least that works, where a part does not fit."""

@@ -9,7 +9,7 @@ from torch import nn
 from lineardit.autoencoder.model import Autoencoder
 from lineardit.config.models import TransformerConfig
 from lineardit.interop.bound import Fit, MemoryBound
-from lineardit.kernels.allocator import return_freed_memory
+from lineardit.kernels.allocator import keep_freed_memory, return_freed_memory
 from lineardit.nn.offload import Offloaded, loaded_bytes, offloaded
 from lineardit.transformer.controlnet import ControlNet
 from lineardit.transformer.denoiser import DenoiserConfig
@@ -32,6 +32,7 @@ class Room:
         self._networks = networks
         self._limited: MemoryBound | None = None
         self._waiting = 0
+        self._may_keep_freed = self._keeps_freed = False
         # Looking for them takes a while, and most models have none.
         self._offloads = any(offloaded(network) for network in networks().values())
 
@@ -48,10 +49,11 @@ class Room:
         settled = self._waiting - sum(each.size_bytes for each in self._offloaded())
         return MemoryBound(self._limited.in_all, self._limited.held + settled)
 
-    def limit(self, bytes_in_all: int | None) -> None:
+    def limit(self, bytes_in_all: int | None, *, keep_freed: bool = False) -> None:
         """Stay within so many bytes from now on, what is held by now included; None lifts the bound.
 
-        On a CPU the C library is told to give freed blocks back at once (`kernels.allocator`).
+        On a CPU the C library is told to give freed blocks back at once (`kernels.allocator`), or with
+        `keep_freed` to keep them while a part runs that leaves room for that.
         """
         for part in self._offloaded():
             part.forget()
@@ -60,6 +62,7 @@ class Room:
         if bytes_in_all is not None:
             if device.type == "cpu":
                 return_freed_memory()
+            self._may_keep_freed, self._keeps_freed = keep_freed and device.type == "cpu", False
             self._waiting = sum(each.size_bytes for each in self._offloaded())
             self._limited = MemoryBound.beside_held(bytes_in_all, device)
 
@@ -164,7 +167,15 @@ class Room:
             each.forget()
         for each in using[:kept]:
             each.kept = True
+        if fit is not None and self._bound is not None and self._may_keep_freed:
+            left = loaded_bytes(others)
+            self._keep_freed(self._bound.is_roomy(fit, left))
         return None if fit is None else fit.rows
+
+    def _keep_freed(self, keeps: bool) -> None:
+        if keeps != self._keeps_freed:
+            (keep_freed_memory if keeps else return_freed_memory)()
+            self._keeps_freed = keeps
 
     @property
     def _autoencoder(self) -> Autoencoder:

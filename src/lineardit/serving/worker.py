@@ -233,7 +233,7 @@ def loaded(order: Mapping[str, Any]) -> dict[str, Pipeline]:
     for pipe in pipes.values():
         if order["quantize"] is not None:
             pipe.quantize()
-        pipe.limit_memory(memory)
+        pipe.limit_memory(memory, keep_freed=order["keep_freed"])
     return pipes
 
 
