@@ -31,6 +31,7 @@ from lineardit.interop.diffusers_config import (
 )
 from lineardit.kernels import native
 from lineardit.kernels.allocator import keep_freed_memory
+from lineardit.nn.packed import pack_blocks
 from lineardit.transformer.model import Transformer
 
 RESULT = Path(__file__).parent / "results" / "turns.md"
@@ -54,6 +55,7 @@ def steps() -> tuple[Callable[[int], dict[str, Call]], float]:
     theirs = seeded(SanaTransformer2DModel, transformer_config_to_diffusers(config))
     ours = Transformer(config).to(torch.bfloat16).eval()
     ours.load_state_dict(from_diffusers_transformer(config, theirs.state_dict()))
+    pack_blocks(ours)  # as every process that draws does
     compiled = torch.compile(theirs, dynamic=False)
     text = torch.randn(2, TOKENS, config.text_width).to(torch.bfloat16)
     mask = torch.arange(TOKENS) < torch.tensor(TOLD)[:, None]

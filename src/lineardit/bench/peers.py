@@ -36,6 +36,7 @@ from lineardit.kernels.allocator import keep_freed_memory, resident_bytes, retur
 from lineardit.kernels.select import DTYPES
 from lineardit.nn.int8 import quantize_blocks
 from lineardit.nn.offload import offloaded
+from lineardit.nn.packed import pack_blocks
 from lineardit.transformer.model import Transformer
 
 TRANSFORMER, AUTOENCODER = "sana-0.6b", "dc-ae-f32c32-sana-1.0"
@@ -328,6 +329,8 @@ def _lineardit(own: Contender, folder: str, dtype: str) -> dict[str, Work]:
     autoencoder = assemble_autoencoder(place, dtype, offloads=own.is_bounded)
     if own.int8:
         quantize_blocks(transformer)
+    elif own.passes == "native" and not own.is_bounded:
+        pack_blocks(transformer)
     parts: dict[str, nn.Module] = {"transformer": transformer, "autoencoder": autoencoder}
     room = Room(lambda: parts)
     text, mask, times = _prompts(config, dtype)

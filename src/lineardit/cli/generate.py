@@ -146,6 +146,8 @@ def generate(
         pipe.load_controlnet(controlnet)
     if quantize is not None:
         pipe.quantize()
+    if bound is None:
+        pipe.pack()
     pipe.limit_memory(bound, keep_freed=keep_freed)
     jobs = pipe.plan(
         prompts,

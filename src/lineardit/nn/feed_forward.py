@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from lineardit.kernels.passes import depthwise_gated, linear
 from lineardit.nn.int8 import Int8Linear
+from lineardit.nn.packed import PackedLinear
 from lineardit.nn.wide import Conv2d, Linear
 
 
@@ -25,7 +26,7 @@ class GLUMBConv(nn.Module):
 
     def forward(self, x: Float[Tensor, "b h w c"]) -> Float[Tensor, "b h w c"]:
         """Mix every pixel with its eight neighbours and its channels."""
-        if torch.is_grad_enabled() and not isinstance(self.expand, Int8Linear):
+        if torch.is_grad_enabled() and not isinstance(self.expand, Int8Linear | PackedLinear):
             # The convolution applies SiLU to what it reads, so that nothing is kept of it for the way back.
             gated = _gated(self.depthwise, self.expand(x), activate=True)
         else:
@@ -36,7 +37,7 @@ class GLUMBConv(nn.Module):
 
 def _activated(layer: nn.Module, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b d"]:
     """SiLU(layer(x)), in one pass where the layer is a plain one."""
-    if isinstance(layer, Int8Linear):
+    if isinstance(layer, Int8Linear | PackedLinear):
         activated: Tensor = layer(x, silu=True)
         return activated
     if type(layer) is Linear and layer.weight.dtype != torch.float16:

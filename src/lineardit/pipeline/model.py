@@ -29,15 +29,18 @@ from lineardit.interop.lora import (
     weigh_loras,
 )
 from lineardit.interop.places import check_control, open_place, with_parts
+from lineardit.kernels import native
 from lineardit.kernels.select import DTYPES, inspect_machine, select
 from lineardit.nn.finite import check_parameters, finite_outputs
 from lineardit.nn.int8 import Int8Linear, quantize_blocks
 from lineardit.nn.offload import offloaded, settle
+from lineardit.nn.packed import PackedLinear, pack_blocks
 from lineardit.pipeline.sampling import Sampling, sampling_of
 from lineardit.text.embedding import TextEncoder
 from lineardit.transformer.controlnet import ControlNet
 from lineardit.transformer.denoiser import Denoiser
 from lineardit.transformer.dit import DiT
+from lineardit.transformer.model import Transformer
 
 M = TypeVar("M", bound="Model")
 
@@ -132,9 +135,9 @@ class Model:
             ConfigError: the model cannot be told in that format.
             InputError: the model is quantized.
         """
-        if self.is_quantized:
+        if self._is_fixed:
             raise InputError(
-                "a quantized model is not saved. Save it before it is quantized; that takes no time."
+                "a quantized or packed model is not saved. Save it before that; it takes no time."
             )
         for network in self.networks.values():
             settle(network)
@@ -170,8 +173,8 @@ class Model:
             CheckpointError: there is no LoRA, it is damaged, or for another model; nothing is added then.
             InputError: the weight is no finite number, the name is taken, or the model is quantized.
         """
-        if self.is_quantized:
-            raise InputError("a quantized model takes no LoRA. Load LoRAs first; they are merged then.")
+        if self._is_fixed:
+            raise InputError("a quantized or packed model takes no LoRA. Load LoRAs first.")
         taken = loras(self.transformer)
         if name is None:
             name = next(free for number in range(len(taken) + 1) if (free := f"lora{number}") not in taken)
@@ -203,6 +206,8 @@ class Model:
         Raises:
             InputError: the model is quantized already, or its weights are float16.
         """
+        if any(isinstance(each, PackedLinear) for each in self.transformer.modules()):
+            raise InputError("a packed model is not quantized. Quantize it instead of packing it.")
         self.merge_loras()
         quantize_blocks(self.transformer)
         self.name += ", int8"
@@ -222,6 +227,23 @@ class Model:
     def is_quantized(self) -> bool:
         """Whether the transformer's layers are int8."""
         return any(isinstance(each, Int8Linear) for each in self.transformer.modules())
+
+    def pack(self) -> int:
+        """Lay the weights of SANA's blocks out as products read them, and return of how many layers.
+
+        Pictures stay the same, and a step in bfloat16 on a CPU takes about a twentieth less time. It is for
+        good: a packed model is not saved and takes no LoRA. None is packed where that wins nothing: in other dtypes, without
+        the native library, where layers are int8, offloaded or have LoRAs beside them.
+        """
+        fits = isinstance(self.transformer, Transformer) and native.is_in_use() and not self._is_fixed
+        if not fits or loras(self.transformer) or offloaded(self.transformer):
+            return 0
+        return pack_blocks(self.transformer)
+
+    @property
+    def _is_fixed(self) -> bool:
+        """Whether weights of the transformer are not as they were read."""
+        return any(isinstance(each, Int8Linear | PackedLinear) for each in self.transformer.modules())
 
     def unload_loras(self, *names: str) -> None:
         """Take LoRAs away, all of them if none is named. Raises `InputError` where one is not loaded."""

@@ -233,6 +233,8 @@ def loaded(order: Mapping[str, Any]) -> dict[str, Pipeline]:
     for pipe in pipes.values():
         if order["quantize"] is not None:
             pipe.quantize()
+        if memory is None:
+            pipe.pack()
         pipe.limit_memory(memory, keep_freed=order["keep_freed"])
     return pipes
 
