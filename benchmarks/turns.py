@@ -2,6 +2,7 @@
 
     python benchmarks/turns.py                       512 and 1024 pixels, about ten minutes
     python benchmarks/turns.py --pixels 512 --rounds 5
+    python benchmarks/turns.py --freeze             diffusers is compiled with its weights as constants
 
 writes benchmarks/results/turns.md. On a machine that others use too, contenders that run one after the other
 for minutes, as in `lineardit bench peers`, meet different machines. Here every round makes one call of each,
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._inductor.config
 from torch import Tensor
 
 from lineardit.autoencoder.model import Autoencoder
@@ -125,8 +127,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--pixels", default="512,1024")
     parser.add_argument("--rounds", type=int, default=5, help="of steps; decoding has half as many")
+    parser.add_argument(
+        "--freeze", action="store_true", help="let the compiler of diffusers pack weights, too (freezing)"
+    )
     parser.add_argument("--output", type=Path, default=RESULT)
     options = parser.parse_args()
+    torch._inductor.config.freezing = options.freeze
     native.use("native")
     keep_freed_memory()
     sizes = [int(word) for word in options.pixels.split(",")]
@@ -158,7 +164,7 @@ def main() -> None:
     ratios = [f"{who} / ours" for who in (EAGER, COMPILED)]
     page = [
         "# Side by side, call by call",
-        f"`python benchmarks/turns.py --pixels {options.pixels} --rounds {options.rounds}`; "
+        f"`python benchmarks/turns.py --pixels {options.pixels} --rounds {options.rounds}{' --freeze' * options.freeze}`; "
         f"{stamp_line(hardware_stamp())}; bf16.",
         f"SANA-0.6B's shape and f32c32's decoder, random weights, prompts of {TOLD[1]} and {TOLD[0]} tokens "
         f"padded to {TOKENS}. One process, freed memory kept for all, outputs compared; every round calls "
