@@ -2,8 +2,9 @@
 
     python benchmarks/growth.py                  512 to 4096 pixels a side
     python benchmarks/growth.py --pixels 512,1024
+    python benchmarks/growth.py --who "lineardit, within 8 GB" --name growth-bounded
 
-writes benchmarks/results/growth.md, growth-time.svg and growth-memory.svg. SANA-0.6B and the f32c32 decoder
+writes growth.md, growth-time.svg and growth-memory.svg into benchmarks/results. SANA-0.6B and its decoder
 are those of `lineardit bench peers`, with the same random weights in both packages; DiT-XL/2 and its decoder
 are those of `lineardit bench models`, from 256 pixels on. A picture is 20 guided steps and its decoding.
 Within 8 GB ours reads its weights as they are needed, and computes in bands where a picture takes more.
@@ -77,8 +78,8 @@ def of_softmax(row: Row) -> Picture:
     return Picture(SOFTMAX, counted.pixels, seconds, max(peaks), max(timed.step_peak or 0, peaks[1]))
 
 
-def page(pictures: Sequence[Picture], command: str) -> str:
-    """The table, and the fitted exponents."""
+def page(pictures: Sequence[Picture], command: str, name: str) -> str:
+    """The table, and the fitted exponents; the plots have files of that name."""
     header = ["who", "pixels a side", "s a picture", "GB beyond weights", "peak, GB", "left out"]
     cells = [
         [
@@ -108,7 +109,7 @@ def page(pictures: Sequence[Picture], command: str) -> str:
         "that call where it is long. GB beyond weights is the most that a part took beyond what its process "
         "held before; within 8 GB weights wait in their files, and the decoder's are among it.\n\n"
         f"{markdown_table(header, cells)}\n\n" + "\n".join(lines) + "\n\n"
-        "![time](growth-time.svg)\n\n![memory](growth-memory.svg)\n"
+        f"![time]({name}-time.svg)\n\n![memory]({name}-memory.svg)\n"
     )
 
 
@@ -136,28 +137,32 @@ def main() -> None:
     parser.add_argument(
         "--softmax-budget", type=float, default=120.0, help="the most that a call of DiT may take"
     )
+    parser.add_argument("--who", default="; ".join([QUADRATIC, *NAMES]), help="some of these")
+    parser.add_argument("--name", default="growth", help="of the files")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     sizes = [int(word) for word in options.pixels.split(",")]
+    chosen = [word.strip() for word in options.who.split(";")]
     pictures = []
-    for row in measure_models(
-        [QUADRATIC], [256, *sizes], torch.device("cpu"), "bf16", options.softmax_budget
-    ):
+    softmax = [name for name in chosen if name == QUADRATIC]
+    for row in measure_models(softmax, [256, *sizes], torch.device("cpu"), "bf16", options.softmax_budget):
         pictures.append(of_softmax(row))
         sys.stderr.write(f"{pictures[-1]}\n")
     rows = []
-    for each in measure_peers([*NAMES], PARTS, sizes, "bf16", options.budget, 0, BOUNDED):
+    for each in measure_peers(
+        [name for name in chosen if name != QUADRATIC], PARTS, sizes, "bf16", options.budget, 0, BOUNDED
+    ):
         rows.append(each)
         sys.stderr.write(f"{each}\n")
     pictures += sorted(of_peers(rows), key=lambda each: (each.who, each.pixels))
     told = {"pixels": options.pixels, "budget": options.budget, "softmax-budget": options.softmax_budget}
     given = " ".join(f"--{name} {value}" for name, value in told.items())
-    command = f"python benchmarks/growth.py {given}"
-    (options.output / "growth.md").write_text(page(pictures, command), "utf-8")
+    command = f'python benchmarks/growth.py {given} --who "{options.who}"'
+    (options.output / f"{options.name}.md").write_text(page(pictures, command, options.name), "utf-8")
     time = plot(pictures, "seconds", "Time of a picture", "seconds", 1)
-    (options.output / "growth-time.svg").write_text(time, "utf-8")
+    (options.output / f"{options.name}-time.svg").write_text(time, "utf-8")
     memory = plot(pictures, "taken", "Memory of a picture beyond the weights", "GB", 1e9)
-    (options.output / "growth-memory.svg").write_text(memory, "utf-8")
+    (options.output / f"{options.name}-memory.svg").write_text(memory, "utf-8")
 
 
 if __name__ == "__main__":

@@ -162,10 +162,10 @@ def main() -> None:
         pictures.append([str(pixels), *(significant(middle[who]) for who in middle), *ratios])
     times = [f"{who}, s" for who in (EAGER, COMPILED, OURS)]
     ratios = [f"{who} / ours" for who in (EAGER, COMPILED)]
+    given = f"--pixels {options.pixels} --rounds {options.rounds}" + " --freeze" * options.freeze
     page = [
         "# Side by side, call by call",
-        f"`python benchmarks/turns.py --pixels {options.pixels} --rounds {options.rounds}{' --freeze' * options.freeze}`; "
-        f"{stamp_line(hardware_stamp())}; bf16.",
+        f"`python benchmarks/turns.py {given}`; {stamp_line(hardware_stamp())}; bf16.",
         f"SANA-0.6B's shape and f32c32's decoder, random weights, prompts of {TOLD[1]} and {TOLD[0]} tokens "
         f"padded to {TOKENS}. One process, freed memory kept for all, outputs compared; every round calls "
         "each once. Seconds are medians; ratios of parts are medians over the rounds. Ours reads the prompt "
