@@ -15,7 +15,7 @@ from lineardit.kernels.allocator import resident_bytes
 from lineardit.transformer.denoiser import DenoiserConfig
 
 KEPT = 2.5
-"""Times what is computed with: what a process was seen to hold of it at most where freed memory is kept."""
+"""Times what is computed with: what a process held of it at most where steps kept what they freed."""
 UNTOLD = 0.02
 """Of a bound: what libraries take inside a product is not counted, and was at most that where measured."""
 
@@ -127,7 +127,7 @@ class MemoryBound:
         return fit._replace(weights=weights)
 
     def is_roomy(self, fit: Fit, beside: int) -> bool:
-        """Whether freed memory may be kept while a part runs, beside so many bytes of other weights."""
+        """Whether freed memory may be kept during steps, beside so many bytes of other weights."""
         whole = fit.kept is None
         return whole and fit.weights + KEPT * (fit.needed - fit.weights) + beside <= self.room
 

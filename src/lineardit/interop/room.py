@@ -53,7 +53,7 @@ class Room:
         """Stay within so many bytes from now on, what is held by now included; None lifts the bound.
 
         On a CPU the C library is told to give freed blocks back at once (`kernels.allocator`), or with
-        `keep_freed` to keep them while a part runs that leaves room for that.
+        `keep_freed` to keep them during steps that leave room for that.
         """
         for part in self._offloaded():
             part.forget()
@@ -123,7 +123,7 @@ class Room:
             return self._made_for(None, blocks)
         fit = self._denoising(bound, height, width, pictures, follows=follows, caches=caches)
         bound.check([fit], height * stride, width * stride)
-        return self._made_for(fit, blocks)
+        return self._made_for(fit, blocks, repeats=True)
 
     def _reading(self, bound: MemoryBound) -> Fit:
         """Of one prompt: all layers where they fit, or one at a time."""
@@ -151,8 +151,11 @@ class Room:
         weights = _size(self._autoencoder.encoder)
         return bound.encoding(self._autoencoder.config, height, width, self._dtype, weights=weights)
 
-    def _made_for(self, fit: Fit | None, using: Sequence[Offloaded]) -> int | None:
-        """Room for what is used next, which keeps its weights as far as they fit; the rows of the fit."""
+    def _made_for(self, fit: Fit | None, using: Sequence[Offloaded], *, repeats: bool = False) -> int | None:
+        """Room for what is used next, which keeps its weights as far as they fit; the rows of the fit.
+
+        What repeats itself meets blocks of the same sizes again; otherwise those that are kept leave gaps.
+        """
         others = [each for each in self._offloaded() if each not in using]
         kept = len(using) if fit is None or fit.kept is None else fit.kept
         for each in using[kept:]:
@@ -169,7 +172,7 @@ class Room:
             each.kept = True
         if fit is not None and self._bound is not None and self._may_keep_freed:
             left = loaded_bytes(others)
-            self._keep_freed(self._bound.is_roomy(fit, left))
+            self._keep_freed(repeats and self._bound.is_roomy(fit, left))
         return None if fit is None else fit.rows
 
     def _keep_freed(self, keeps: bool) -> None:

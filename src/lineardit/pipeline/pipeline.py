@@ -95,7 +95,7 @@ class Pipeline(Model):
         A model that was loaded with `offload=True` needs least: of its weights only those are in memory that
         are at work, and the others as far as they fit. Pictures are drawn one at a time unless `batch_size`
         says otherwise. On a CPU freed blocks of memory go back to the system at once from then on; with
-        `keep_freed` they are kept while a part runs that leaves room for them, which is faster.
+        `keep_freed` they are kept during steps that leave room for them, which is faster.
         """
         self._room.limit(bytes_in_all, keep_freed=keep_freed)
 
