@@ -65,7 +65,7 @@ class RandomGemma:
 
     def write(self, text_encoder: Path, tokenizer: Path) -> None:
         """Fill two new folders."""
-        from tokenizers import Tokenizer, models, pre_tokenizers
+        from tokenizers import Tokenizer, models, pre_tokenizers, processors
         from transformers import Gemma2Model, PreTrainedTokenizerFast
 
         text_encoder.mkdir()
@@ -75,11 +75,15 @@ class RandomGemma:
         write_weights(text_encoder, "model", random_numbers(model))
         splitter = pre_tokenizers.Whitespace()
         text = f"{sana_instruction()} {PROMPT}"
-        words = dict.fromkeys(["<pad>", "<unk>", *(word for word, _ in splitter.pre_tokenize_str(text))])
+        words = dict.fromkeys(
+            ["<pad>", "<unk>", "<bos>", *(word for word, _ in splitter.pre_tokenize_str(text))]
+        )
         vocabulary = Tokenizer(
             models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>")
         )
         vocabulary.pre_tokenizer = splitter
+        first = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+        vocabulary.post_processor = first
         PreTrainedTokenizerFast(tokenizer_object=vocabulary, pad_token="<pad>").save_pretrained(tokenizer)
 
 

@@ -360,25 +360,3 @@ def test_a_step_cache_is_counted(published: Path, counting: Any) -> None:
         peaks.append(counted.peak)
     assert without < peaks[0] * 1.15
     assert max(peaks[1:]) - peaks[0] <= cached - without
-
-
-@pytest.mark.parametrize(
-    ("keep_freed", "room", "told"),
-    [
-        (True, 2500, ["returned", "kept", "returned"]),
-        (True, 2499, ["returned"]),
-        (False, 2500, ["returned"]),
-    ],
-)
-def test_freed_memory_is_kept_during_steps_that_leave_room_for_it(
-    published: Path, monkeypatch: pytest.MonkeyPatch, keep_freed: bool, room: int, told: list[str]
-) -> None:
-    seen: list[str] = []
-    for name, word in (("keep_freed_memory", "kept"), ("return_freed_memory", "returned")):
-        monkeypatch.setattr(f"lineardit.interop.room.{name}", lambda word=word: seen.append(word))
-    monkeypatch.setattr(bounds, "transformer_bytes", lambda *_, **__: 1000)
-    monkeypatch.setattr(bounds, "decoder_bytes", lambda *_: 0)
-    pipe = Pipeline.from_pretrained(published, device="cpu")
-    pipe.limit_memory(HELD + room, keep_freed=keep_freed)
-    pipe("two dogs", **CALL)
-    assert seen == told

@@ -61,8 +61,7 @@ class Contender(NamedTuple):
     """diffusers or lineardit."""
     compiled: bool = False
     kept: bool = False
-    """Freed memory is kept (`kernels.allocator`), within a bound as far as that leaves room for it; otherwise
-    that is left to the system."""
+    """Freed memory is kept (`kernels.allocator`); otherwise that is left to the system."""
     passes: str = "torch"
     int8: bool = False
     """The transformer's layers are int8 (`nn.int8`)."""
@@ -85,9 +84,9 @@ CONTENDERS = {
     "lineardit, torch": Contender("lineardit", kept=True),
     "lineardit, native": Contender("lineardit", kept=True, passes="native"),
     "lineardit, int8": Contender("lineardit", kept=True, passes="native", int8=True),
-    f"lineardit, {SHARE:.0%} of the memory": Contender("lineardit", kept=True, passes="native", share=SHARE),
+    f"lineardit, {SHARE:.0%} of the memory": Contender("lineardit", passes="native", share=SHARE),
     f"lineardit, int8, {SHARE:.0%} of the memory": Contender(
-        "lineardit", kept=True, passes="native", int8=True, share=SHARE
+        "lineardit", passes="native", int8=True, share=SHARE
     ),
 }
 
@@ -249,7 +248,7 @@ def run_contender(
             return_freed_memory()  # what loading took and gave back
         native.use(own.passes)
         works = (_diffusers if own.package == "diffusers" else _lineardit)(own, folder, dtype)
-        if own.kept and not own.is_bounded:
+        if own.kept:
             keep_freed_memory()
         for part in parts:
             try:
@@ -338,7 +337,7 @@ def _lineardit(own: Contender, folder: str, dtype: str) -> dict[str, Work]:
     def step(size: int, allowed: int) -> Callable[[], Tensor]:
         latents = _latents(config.latent_channels, size, dtype)
         if allowed:
-            room.limit(allowed, keep_freed=own.kept)
+            room.limit(allowed)
         rows = room.rows_to_denoise(size // STRIDE, size // STRIDE, len(latents), follows=False, caches=False)
         read = transformer.read(text, mask, folds=not allowed)
         return lambda: transformer(latents, times, read, rows=rows)
@@ -346,7 +345,7 @@ def _lineardit(own: Contender, folder: str, dtype: str) -> dict[str, Work]:
     def decode(size: int, allowed: int) -> Callable[[], Tensor]:
         latents = _latents(config.latent_channels, size, dtype)[:1] * other.latent_scale[0]
         if allowed:
-            room.limit(allowed, keep_freed=own.kept)
+            room.limit(allowed)
 
         def call() -> Tensor:
             for part in offloaded(autoencoder.decoder):

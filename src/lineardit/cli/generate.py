@@ -148,7 +148,7 @@ def generate(
         pipe.quantize()
     if bound is None:
         pipe.pack()
-    pipe.limit_memory(bound, keep_freed=keep_freed)
+    pipe.limit_memory(bound)
     jobs = pipe.plan(
         prompts,
         negative_prompt,

@@ -31,8 +31,7 @@ Kernels = Annotated[str, typer.Option(help="On a CPU: native (C++, compiled once
 KeepFreed = Annotated[
     bool,
     typer.Option(
-        help="Let the C library keep large blocks that are freed: faster, and more memory; with --memory "
-        "only where that fits."
+        help="Let the C library keep large blocks that are freed: faster, and more memory. Off with --memory."
     ),
 ]
 

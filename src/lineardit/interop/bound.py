@@ -14,8 +14,6 @@ from lineardit.interop.memory import decoder_bytes, encoder_bytes, transformer_b
 from lineardit.kernels.allocator import resident_bytes
 from lineardit.transformer.denoiser import DenoiserConfig
 
-KEPT = 2.5
-"""Times what is computed with: what a process held of it at most where steps kept what they freed."""
 UNTOLD = 0.02
 """Of a bound: what libraries take inside a product is not counted, and was at most that where measured."""
 
@@ -29,8 +27,6 @@ class Fit(NamedTuple):
     """None is all of them."""
     needed: int
     """Bytes beside what is held before: the weights that are read for it included."""
-    weights: int = 0
-    """Those among them that are read for it."""
     kept: int | None = None
     """How many blocks keep their weights from step to step, where not all (None) do."""
 
@@ -97,12 +93,11 @@ class MemoryBound:
         rows, blocks = height // config.patch_size, config.depth * block
         all_kept = tallest("a step", needed, rows, self.room - blocks)
         if not block or all_kept.needed + blocks <= self.room:
-            return all_kept._replace(needed=all_kept.needed + blocks, weights=blocks)
+            return all_kept._replace(needed=all_kept.needed + blocks)
         # One block is in hand, and those keep their weights that fit beside.
         found = tallest("a step", needed, rows, self.room - block)
         least = found.needed + block
-        kept = max(0, self.room - least) // block
-        return found._replace(needed=least, weights=(kept + 1) * block, kept=kept)
+        return found._replace(needed=least, kept=max(0, self.room - least) // block)
 
     def decoding(
         self, config: AnyAutoencoderConfig, height: int, width: int, dtype: torch.dtype, *, weights: int = 0
@@ -112,8 +107,7 @@ class MemoryBound:
         def needed(rows: int | None) -> int:
             return weights + decoder_bytes(config, height, width, dtype, rows)
 
-        fit = tallest("decoding", needed, height // config.stride, self.room)
-        return fit._replace(weights=weights)
+        return tallest("decoding", needed, height // config.stride, self.room)
 
     def encoding(
         self, config: AnyAutoencoderConfig, height: int, width: int, dtype: torch.dtype, *, weights: int = 0
@@ -123,13 +117,7 @@ class MemoryBound:
         def needed(rows: int | None) -> int:
             return weights + encoder_bytes(config, height, width, dtype, rows)
 
-        fit = tallest("encoding", needed, height // config.stride, self.room)
-        return fit._replace(weights=weights)
-
-    def is_roomy(self, fit: Fit, beside: int) -> bool:
-        """Whether freed memory may be kept during steps, beside so many bytes of other weights."""
-        whole = fit.kept is None
-        return whole and fit.weights + KEPT * (fit.needed - fit.weights) + beside <= self.room
+        return tallest("encoding", needed, height // config.stride, self.room)
 
     def check(self, fits: list[Fit], height: int, width: int) -> None:
         """Raises `MemoryLimitError`, with the least that works, where a part does not fit."""

@@ -9,7 +9,7 @@ from torch import nn
 from lineardit.autoencoder.model import Autoencoder
 from lineardit.config.models import TransformerConfig
 from lineardit.interop.bound import Fit, MemoryBound
-from lineardit.kernels.allocator import keep_freed_memory, return_freed_memory
+from lineardit.kernels.allocator import return_freed_memory
 from lineardit.nn.offload import Offloaded, loaded_bytes, offloaded
 from lineardit.transformer.controlnet import ControlNet
 from lineardit.transformer.denoiser import DenoiserConfig
@@ -32,7 +32,6 @@ class Room:
         self._networks = networks
         self._limited: MemoryBound | None = None
         self._waiting = 0
-        self._may_keep_freed = self._keeps_freed = False
         # Looking for them takes a while, and most models have none.
         self._offloads = any(offloaded(network) for network in networks().values())
 
@@ -49,11 +48,10 @@ class Room:
         settled = self._waiting - sum(each.size_bytes for each in self._offloaded())
         return MemoryBound(self._limited.in_all, self._limited.held + settled)
 
-    def limit(self, bytes_in_all: int | None, *, keep_freed: bool = False) -> None:
+    def limit(self, bytes_in_all: int | None) -> None:
         """Stay within so many bytes from now on, what is held by now included; None lifts the bound.
 
-        On a CPU the C library is told to give freed blocks back at once (`kernels.allocator`), or with
-        `keep_freed` to keep them during steps that leave room for that.
+        On a CPU the C library is told to give freed blocks back at once (`kernels.allocator`).
         """
         for part in self._offloaded():
             part.forget()
@@ -62,7 +60,6 @@ class Room:
         if bytes_in_all is not None:
             if device.type == "cpu":
                 return_freed_memory()
-            self._may_keep_freed, self._keeps_freed = keep_freed and device.type == "cpu", False
             self._waiting = sum(each.size_bytes for each in self._offloaded())
             self._limited = MemoryBound.beside_held(bytes_in_all, device)
 
@@ -123,7 +120,7 @@ class Room:
             return self._made_for(None, blocks)
         fit = self._denoising(bound, height, width, pictures, follows=follows, caches=caches)
         bound.check([fit], height * stride, width * stride)
-        return self._made_for(fit, blocks, repeats=True)
+        return self._made_for(fit, blocks)
 
     def _reading(self, bound: MemoryBound) -> Fit:
         """Of one prompt: all layers where they fit, or one at a time."""
@@ -151,11 +148,8 @@ class Room:
         weights = _size(self._autoencoder.encoder)
         return bound.encoding(self._autoencoder.config, height, width, self._dtype, weights=weights)
 
-    def _made_for(self, fit: Fit | None, using: Sequence[Offloaded], *, repeats: bool = False) -> int | None:
-        """Room for what is used next, which keeps its weights as far as they fit; the rows of the fit.
-
-        What repeats itself meets blocks of the same sizes again; otherwise those that are kept leave gaps.
-        """
+    def _made_for(self, fit: Fit | None, using: Sequence[Offloaded]) -> int | None:
+        """Room for what is used next, which keeps its weights as far as they fit; the rows of the fit."""
         others = [each for each in self._offloaded() if each not in using]
         kept = len(using) if fit is None or fit.kept is None else fit.kept
         for each in using[kept:]:
@@ -170,15 +164,7 @@ class Room:
             each.forget()
         for each in using[:kept]:
             each.kept = True
-        if fit is not None and self._bound is not None and self._may_keep_freed:
-            left = loaded_bytes(others)
-            self._keep_freed(repeats and self._bound.is_roomy(fit, left))
         return None if fit is None else fit.rows
-
-    def _keep_freed(self, keeps: bool) -> None:
-        if keeps != self._keeps_freed:
-            (keep_freed_memory if keeps else return_freed_memory)()
-            self._keeps_freed = keeps
 
     @property
     def _autoencoder(self) -> Autoencoder:

@@ -85,7 +85,7 @@ class Pipeline(Model):
             )
         self._room = Room(lambda: self.networks)
 
-    def limit_memory(self, bytes_in_all: int | None, *, keep_freed: bool = False) -> None:
+    def limit_memory(self, bytes_in_all: int | None) -> None:
         """Draw within so many bytes of memory, what the process holds by now included; None lifts the bound.
 
         Pictures are then encoded, denoised and decoded in bands of rows, as many at a time as fit: the same
@@ -94,10 +94,9 @@ class Pipeline(Model):
 
         A model that was loaded with `offload=True` needs least: of its weights only those are in memory that
         are at work, and the others as far as they fit. Pictures are drawn one at a time unless `batch_size`
-        says otherwise. On a CPU freed blocks of memory go back to the system at once from then on; with
-        `keep_freed` they are kept during steps that leave room for them, which is faster.
+        says otherwise, and on a CPU freed blocks of memory go back to the system at once from then on.
         """
-        self._room.limit(bytes_in_all, keep_freed=keep_freed)
+        self._room.limit(bytes_in_all)
 
     @property
     def is_bounded(self) -> bool:

@@ -235,7 +235,7 @@ def loaded(order: Mapping[str, Any]) -> dict[str, Pipeline]:
             pipe.quantize()
         if memory is None:
             pipe.pack()
-        pipe.limit_memory(memory, keep_freed=order["keep_freed"])
+        pipe.limit_memory(memory)
     return pipes
 
 
