@@ -231,9 +231,9 @@ class Model:
     def pack(self) -> int:
         """Lay the weights of SANA's blocks out as products read them, and return of how many layers.
 
-        Pictures stay the same, and a step in bfloat16 on a CPU takes about a twentieth less time. It is for
-        good: a packed model is not saved and takes no LoRA. None is packed where that wins nothing: in other
-        dtypes, without the native library, where layers are int8, offloaded or have LoRAs beside them.
+        Pictures stay the same, and a step in bfloat16 on a CPU takes less time. It is for good: a packed
+        model is not saved and takes no LoRA. None is packed where that wins nothing: in other dtypes, without
+        the native library, where layers are int8, offloaded or have LoRAs beside them.
         """
         fits = isinstance(self.transformer, Transformer) and native.is_in_use() and not self._is_fixed
         if not fits or loras(self.transformer) or offloaded(self.transformer):
