@@ -17,6 +17,8 @@ from lineardit.interop.assembly import assemble_text_encoder
 from lineardit.interop.bound import MemoryBound
 from lineardit.interop.memory import transformer_bytes
 from lineardit.interop.places import open_place
+from lineardit.interop.room import LONGEST_PROMPT
+from lineardit.interop.room import _prompt_bytes as prompt_bytes
 from lineardit.interop.stored import LazyTensors
 from lineardit.nn.offload import Offloaded, offloaded
 from lineardit.pipeline import Pipeline
@@ -341,8 +343,8 @@ def test_a_read_that_fails_leaves_nothing_behind(published: Path, monkeypatch: p
     assert "text" not in in_memory(pipe)
 
 
-def test_a_step_cache_is_counted(published: Path, counting: Any) -> None:
-    pipe = Pipeline.from_pretrained(published, device="cpu")
+def test_a_step_cache_is_counted(deeper: Path, counting: Any) -> None:
+    pipe = Pipeline.from_pretrained(deeper, device="cpu")
     config = pipe.transformer.config
     without, cached = (
         transformer_bytes(config, 64, 64, torch.float32, caches=each) for each in (False, True)
@@ -359,4 +361,14 @@ def test_a_step_cache_is_counted(published: Path, counting: Any) -> None:
                 pipe.transformer(latents * 0.5, times, read, cache=each)
         peaks.append(counted.peak)
     assert without < peaks[0] * 1.15
-    assert max(peaks[1:]) - peaks[0] <= cached - without
+    more = max(peaks[1:]) - peaks[0]
+    assert more <= cached - without <= 3 * more
+
+
+def test_a_long_prompt_takes_what_is_told(published: Path, counting: Any) -> None:
+    pipe = Pipeline.from_pretrained(published, device="cpu")
+    model = pipe.networks["text_encoder"]
+    tokens = torch.zeros(1, LONGEST_PROMPT, dtype=torch.long)
+    with torch.no_grad(), counting(model) as counted:
+        model(input_ids=tokens, attention_mask=torch.ones_like(tokens))
+    assert counted.peak <= prompt_bytes(model) <= 3 * counted.peak

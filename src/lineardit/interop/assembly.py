@@ -33,10 +33,6 @@ N = TypeVar("N", bound=nn.Module)
 CPU = torch.device("cpu")
 
 
-def _none(_: nn.Module) -> dict[str, nn.Module]:
-    return {}
-
-
 def assemble_network(
     place: Place, dtype: str, device: torch.device = CPU, *, offloads: bool = False
 ) -> Denoiser:
@@ -64,7 +60,7 @@ def assemble_transformer(
         raise CheckpointError(
             f"{network.source} holds {network.class_name}, where a Transformer (SANA) is needed."
         )
-    return _assembled(Transformer, network.config, network, dtype, device, _blocks if offloads else _none)
+    return _assembled(Transformer, network.config, network, dtype, device, _blocks if offloads else None)
 
 
 def assemble_dit(place: Place, dtype: str, device: torch.device = CPU) -> DiT:
@@ -90,7 +86,7 @@ def assemble_autoencoder(
     """
     network = place.networks["autoencoder"]
     assert isinstance(network.config, AutoencoderConfig | ArticleAutoencoderConfig)
-    return _assembled(Autoencoder, network.config, network, dtype, device, _halves if offloads else _none)
+    return _assembled(Autoencoder, network.config, network, dtype, device, _halves if offloads else None)
 
 
 def assemble_text_encoder(place: Place, device: torch.device, *, offloads: bool = False) -> TextEncoder:
@@ -152,18 +148,17 @@ def _assembled(
     network: Network,
     dtype: str,
     device: torch.device,
-    offloads: Callable[[N], Mapping[str, nn.Module]] = _none,
+    offloads: Callable[[N], Mapping[str, nn.Module]] | None = None,
 ) -> N:
     """A network with its weights, but for the parts that it `offloads`, by their names."""
     with torch.device("meta"):
         model = kind(config)
     tensors = network.tensors.to(dtype, device)
-    parts = offloads(model)
-    if not parts:
+    if offloads is None:
         load_strict(model, tensors, network.source)
         return model.to(device, DTYPES[dtype]).eval()  # the buffers that no file has
     model.to(DTYPES[dtype])
-    _leave(model, parts, tensors, network.source, device)
+    _leave(model, offloads(model), tensors, network.source, device)
     return model.eval()
 
 
@@ -186,7 +181,8 @@ def _leave(
         own = {name.removeprefix(f"{place}."): name for name in tensors if name.startswith(f"{place}.")}
         offload(part, tensors.renamed(own))
         left -= {*own.values()}
-    model.load_state_dict({name: tensors[name] for name in left}, strict=False, assign=True)
+    found = model.load_state_dict({name: tensors[name] for name in left}, strict=False, assign=True)
+    assert {*found.missing_keys} == {*tensors} - left and not found.unexpected_keys, "checked above"
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             if not buffer.is_meta:

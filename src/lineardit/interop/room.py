@@ -91,21 +91,18 @@ class Room:
 
     def rows_to_decode(self, height: int, width: int) -> int | None:
         """How many rows of latents are decoded at a time; None is all. Raises as `check`."""
-        bound, decoder = self._bound, self._autoencoder.decoder
-        if bound is None:
-            return self._made_for(None, offloaded(decoder))
-        fit = self._decoding(bound, height, width)
-        bound.check([fit], height, width)
-        return self._made_for(fit, offloaded(decoder))
+        fit = None if self._bound is None else self._decoding(self._bound, height, width)
+        return self._rows_of(fit, self._autoencoder.decoder, height, width)
 
     def rows_to_encode(self, height: int, width: int) -> int | None:
         """The same for encoding."""
-        bound, encoder = self._bound, self._autoencoder.encoder
-        if bound is None:
-            return self._made_for(None, offloaded(encoder))
-        fit = self._encoding(bound, height, width)
-        bound.check([fit], height, width)
-        return self._made_for(fit, offloaded(encoder))
+        fit = None if self._bound is None else self._encoding(self._bound, height, width)
+        return self._rows_of(fit, self._autoencoder.encoder, height, width)
+
+    def _rows_of(self, fit: Fit | None, half: nn.Module, height: int, width: int) -> int | None:
+        if fit is not None and self._bound is not None:
+            self._bound.check([fit], height, width)
+        return self._made_for(fit, offloaded(half))
 
     def rows_to_denoise(
         self, height: int, width: int, pictures: int, *, follows: bool, caches: bool
@@ -190,11 +187,11 @@ class Room:
 
 
 def _prompt_bytes(text: nn.Module) -> int:
-    """What a long prompt takes in Gemma: a few layers' vectors, and scores as they are and in float32."""
+    """What a long prompt takes in Gemma: vectors of a layer, and scores three times and in float32."""
     sizes: Any = text.config
     itemsize = next(text.parameters()).dtype.itemsize
     vectors = LONGEST_PROMPT * (6 * sizes.intermediate_size + 8 * sizes.hidden_size) * itemsize
-    return int(vectors + sizes.num_attention_heads * LONGEST_PROMPT**2 * 10)
+    return int(vectors + sizes.num_attention_heads * LONGEST_PROMPT**2 * (3 * itemsize + 4))
 
 
 def _size(half: nn.Module) -> int:

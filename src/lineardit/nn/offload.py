@@ -3,8 +3,8 @@
     offload(block, tensors)       its weights are shapes without numbers from now on
     with loaded(block): ...       inside they are there; any other module passes through
 
-What is read for one use is forgotten after it, unless the module is to keep it (`keep`), until somebody needs
-the room (`forget`).
+What is read for one use is forgotten after it, unless it is to be `kept`, until somebody needs the room
+(`forget`).
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -108,7 +108,8 @@ def settle(module: nn.Module) -> None:
     """Read what is offloaded in a network, for good."""
     for each in module.modules():
         if _ATTRIBUTE in each.__dict__:
-            each.__dict__.pop(_ATTRIBUTE).__enter__()
+            each.__dict__[_ATTRIBUTE].__enter__()
+            del each.__dict__[_ATTRIBUTE]
 
 
 def loaded_bytes(parts: Iterable[Offloaded]) -> int:
