@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from lineardit.config.models import TransformerConfig
-from lineardit.errors import CheckpointError, MemoryLimitError, NotFiniteError
+from lineardit.errors import CheckpointError, InputError, MemoryLimitError, NotFiniteError
 from lineardit.interop import bound as bounds
 from lineardit.interop.assembly import assemble_text_encoder
 from lineardit.interop.bound import MemoryBound
@@ -20,9 +21,14 @@ from lineardit.interop.places import open_place
 from lineardit.interop.room import LONGEST_PROMPT
 from lineardit.interop.room import _prompt_bytes as prompt_bytes
 from lineardit.interop.stored import LazyTensors
+from lineardit.kernels import allocator, native
+from lineardit.nn.attention import CrossAttention
 from lineardit.nn.offload import Offloaded, offloaded
+from lineardit.nn.packed import PackedLinear
+from lineardit.nn.wide import Linear
 from lineardit.pipeline import Pipeline
 from lineardit.transformer.generation import StepCache
+from lineardit.transformer.model import Transformer
 
 CALL: dict[str, Any] = {"height": 80, "width": 48, "num_inference_steps": 3, "output_type": "pt"}
 RED = Image.new("RGB", (48, 80), "red")
@@ -131,27 +137,103 @@ def test_blocks_that_do_not_fit_are_read_in_every_step(deeper: Path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("room", "kept", "needed"),
+    ("room", "kept", "needed", "uses"),
     [
-        (1000, None, 100 + 10 * 60),
-        (700, None, 100 + 10 * 60),
-        (699, None, 99 + 10 * 60),  # in two bands all stay
-        (698, 8, 100 + 60),  # at once all but nine would not
-        (160, 0, 100 + 60),
-        (159, 0, 99 + 60),
-        (158, 0, 99 + 60),
+        (830, None, 115 + 10 * 60, "folds keeps_freed"),
+        (829, None, 115 + 10 * 60, "folds"),
+        (715, None, 115 + 10 * 60, "folds"),
+        (714, None, 100 + 10 * 60, ""),
+        (700, None, 100 + 10 * 60, ""),
+        (699, None, 99 + 10 * 60, ""),  # in two bands all stay
+        (698, 7, 100 + 60, "keeps_freed"),  # at once all but nine would not, and as much again is left free
+        (260, 0, 100 + 60, "keeps_freed"),
+        (259, 1, 100 + 60, ""),
+        (160, 0, 100 + 60, ""),
+        (159, 0, 99 + 60, ""),
+        (158, 0, 99 + 60, ""),
     ],
 )
-def test_how_many_blocks_stay_is_what_fits_beside_one_in_hand(
-    room: int, kept: int | None, needed: int, monkeypatch: pytest.MonkeyPatch
+def test_room_goes_to_blocks_that_stay_then_to_what_is_faster_with_more(
+    room: int, kept: int | None, needed: int, uses: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bounds, "transformer_bytes", lambda *_, rows, **__: 100 if rows is None else 99)
+    """A step takes 100 bytes, 99 in bands, and 15 more where prompts are folded; a block has 60."""
+    monkeypatch.setattr(
+        bounds, "transformer_bytes", lambda *_, rows, folds, **__: 100 + 15 * folds - (rows is not None)
+    )
     config = TransformerConfig(
         depth=10, width=20, head_dim=4, cross_head_dim=10, text_width=28, latent_channels=3
     )
     fit = MemoryBound(HELD + room, HELD).denoising(config, None, 8, 8, torch.float32, 2, block=60)
     assert (fit.kept, fit.needed) == (kept, needed)
-    assert fit.rows == (None if needed in (700, 160) else 4)
+    assert fit.rows == (4 if needed in (699, 159) else None)
+    assert {name for name in ("folds", "keeps_freed") if getattr(fit, name)} == {*uses.split()}
+
+
+@pytest.mark.parametrize("room", ["for all", "for two blocks"])
+def test_blocks_that_stay_are_packed_and_prompts_folded_where_there_is_room(
+    room: str, deeper: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if native.compiler() is None or not torch.backends.mkldnn.is_available():
+        pytest.skip("there is no C++ compiler or no oneDNN here")
+    told: list[bool] = []
+    read = Transformer.read
+
+    def watched(*given: Any, **more: bool) -> Any:
+        told.extend(more.values())
+        return read(*given, **more)
+
+    monkeypatch.setattr(Transformer, "read", watched)
+    with native.using("native"):
+        with monkeypatch.context() as patch:
+            if room != "for all":
+                patch.setattr(CrossAttention, "_folded", lambda *_: ())
+            wanted = whole(deeper, "bf16")("two dogs", **CALL).images
+        pipe = Pipeline.from_pretrained(deeper, device="cpu", dtype="bf16", offload=True)
+        blocks = parts(pipe)["blocks"]
+        if room == "for two blocks":
+            monkeypatch.setattr(bounds, "transformer_bytes", lambda *_, **__: 10**6)
+            monkeypatch.setattr(bounds, "decoder_bytes", lambda *_: 0)
+            pipe.limit_memory(HELD + 10**6 + 2 * max(each.size_bytes for each in blocks))
+        else:
+            pipe.limit_memory(10**9)
+        assert pipe.pack() == 3 * 4
+        kinds: list[list[type[nn.Module]]] = []
+
+        def look(_: Any) -> None:
+            each = [block.feed_forward.expand for block in pipe.transformer.blocks]
+            kinds.append([type(layer) for layer in each])
+
+        drawn = pipe("two dogs", **CALL, on_step=look).images
+        packs = [PackedLinear] * (3 if room == "for all" else 1)
+        assert kinds[0] == packs + [Linear] * (3 - len(packs))
+        assert told == [True, room == "for all"]
+        assert torch.equal(drawn, wanted)
+        pipe.limit_memory(None)
+        layers = [block.feed_forward.expand for block in pipe.transformer.blocks]
+        assert all(type(each) is Linear and each.weight.is_meta for each in layers)
+        with pytest.raises(InputError, match="packed model is not saved"):
+            pipe.save_pretrained("nowhere")
+
+
+def test_freed_memory_is_kept_between_steps_that_have_room_for_its_gaps_and_not_while_decoding(
+    published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    for name in ("keep_freed_memory", "return_freed_memory"):
+        call = getattr(allocator, name)
+        monkeypatch.setattr(
+            f"lineardit.interop.room.{name}", lambda name=name, call=call: told.append(name) or call()
+        )
+    pipe = Pipeline.from_pretrained(published, device="cpu", offload=True)
+    pipe.limit_memory(10**9)
+    pipe("two dogs", **CALL)
+    assert told == ["return_freed_memory", "keep_freed_memory", "return_freed_memory"]
+    monkeypatch.setattr(bounds, "transformer_bytes", lambda *_, **__: 10**6)
+    monkeypatch.setattr(bounds, "decoder_bytes", lambda *_: 0)
+    pipe.limit_memory(HELD + 10**6 + sum(each.size_bytes for each in parts(pipe)["blocks"]))
+    told.clear()
+    pipe("two dogs", **CALL)
+    assert not told
 
 
 def test_the_least_that_works_counts_the_weights_that_are_read(

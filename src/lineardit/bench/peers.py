@@ -328,7 +328,7 @@ def _lineardit(own: Contender, folder: str, dtype: str) -> dict[str, Work]:
     autoencoder = assemble_autoencoder(place, dtype, offloads=own.is_bounded)
     if own.int8:
         quantize_blocks(transformer)
-    elif own.passes == "native" and not own.is_bounded:
+    elif own.passes == "native":
         pack_blocks(transformer)
     parts: dict[str, nn.Module] = {"transformer": transformer, "autoencoder": autoencoder}
     room = Room(lambda: parts)
@@ -338,8 +338,9 @@ def _lineardit(own: Contender, folder: str, dtype: str) -> dict[str, Work]:
         latents = _latents(config.latent_channels, size, dtype)
         if allowed:
             room.limit(allowed)
-        rows = room.rows_to_denoise(size // STRIDE, size // STRIDE, len(latents), follows=False, caches=False)
-        read = transformer.read(text, mask, folds=not allowed)
+        plain, pictures = {"follows": False, "caches": False}, len(latents)
+        rows = room.rows_to_denoise(size // STRIDE, size // STRIDE, pictures, **plain)
+        read = transformer.read(text, mask, folds=room.folds_prompts(size, size, pictures, **plain))
         return lambda: transformer(latents, times, read, rows=rows)
 
     def decode(size: int, allowed: int) -> Callable[[], Tensor]:

@@ -146,8 +146,7 @@ def generate(
         pipe.load_controlnet(controlnet)
     if quantize is not None:
         pipe.quantize()
-    if bound is None:
-        pipe.pack()
+    pipe.pack()
     pipe.limit_memory(bound)
     jobs = pipe.plan(
         prompts,

@@ -29,6 +29,10 @@ class Fit(NamedTuple):
     """Bytes beside what is held before: the weights that are read for it included."""
     kept: int | None = None
     """How many blocks keep their weights from step to step, where not all (None) do."""
+    folds: bool = False
+    """Whether there is room for prompts that are folded (`Transformer.read`)."""
+    keeps_freed: bool = False
+    """Whether there is room for as much again: the gaps between freed blocks that are kept."""
 
 
 def tallest(part: str, needed: Callable[[int | None], int], height: int, room: int) -> Fit:
@@ -78,26 +82,34 @@ class MemoryBound:
     ) -> Fit:
         """Of a step with so many pictures of (height, width) latents, those without the prompt included.
 
-        `control` is the configuration of a ControlNet that runs beside it. SANA's transformer folds no
-        prompts then. `block` is what the weights of a block take, where blocks are offloaded (`nn.offload`);
-        `caches` is as in `transformer_bytes`.
+        `control` is the configuration of a ControlNet that runs beside it. `block` is what the weights of a
+        block take, where blocks are offloaded (`nn.offload`); `caches` is as in `transformer_bytes`.
+
+        Room that is left goes to what saves most time: all blocks' weights, folded prompts, freed memory that
+        is kept; where not all blocks fit, to as many as do beside that.
         """
 
-        def needed(rows: int | None) -> int:
+        def needed(rows: int | None, *, folds: bool = False) -> int:
             given = (config, height, width, dtype, pictures)
-            folds = not isinstance(config, TransformerConfig)
             return transformer_bytes(*given, rows=rows, control=control, folds=folds, caches=caches)
 
         if not isinstance(config, TransformerConfig):  # the article's network has no bands
-            return Fit("a step", None, needed(None))
+            return Fit("a step", None, needed(None, folds=True), folds=True)
         rows, blocks = height // config.patch_size, config.depth * block
+        folded = needed(None, folds=True)
+        if folded + blocks <= self.room:
+            spare = self.room - folded - blocks
+            return Fit("a step", None, folded + blocks, folds=True, keeps_freed=folded <= spare)
         all_kept = tallest("a step", needed, rows, self.room - blocks)
         if not block or all_kept.needed + blocks <= self.room:
             return all_kept._replace(needed=all_kept.needed + blocks)
         # One block is in hand, and those keep their weights that fit beside.
         found = tallest("a step", needed, rows, self.room - block)
         least = found.needed + block
-        return found._replace(needed=least, kept=max(0, self.room - least) // block)
+        spare = max(0, self.room - least)
+        keeps_freed = found.rows is None and found.needed <= spare
+        kept = (spare - found.needed if keeps_freed else spare) // block
+        return found._replace(needed=least, kept=kept, keeps_freed=keeps_freed)
 
     def decoding(
         self, config: AnyAutoencoderConfig, height: int, width: int, dtype: torch.dtype, *, weights: int = 0

@@ -9,7 +9,7 @@ from torch import nn
 from lineardit.autoencoder.model import Autoencoder
 from lineardit.config.models import TransformerConfig
 from lineardit.interop.bound import Fit, MemoryBound
-from lineardit.kernels.allocator import return_freed_memory
+from lineardit.kernels.allocator import keep_freed_memory, keeps_freed_memory, return_freed_memory
 from lineardit.nn.offload import Offloaded, loaded_bytes, offloaded
 from lineardit.transformer.controlnet import ControlNet
 from lineardit.transformer.denoiser import DenoiserConfig
@@ -51,17 +51,17 @@ class Room:
     def limit(self, bytes_in_all: int | None) -> None:
         """Stay within so many bytes from now on, what is held by now included; None lifts the bound.
 
-        On a CPU the C library is told to give freed blocks back at once (`kernels.allocator`).
+        On a CPU the C library is told to give freed blocks back at once (`kernels.allocator`), but for steps
+        that have room for the gaps between blocks that are kept.
         """
         for part in self._offloaded():
             part.forget()
-        device = next(self._networks()["transformer"].parameters()).device
         self._limited = None
         if bytes_in_all is not None:
-            if device.type == "cpu":
+            if self._device.type == "cpu":
                 return_freed_memory()
             self._waiting = sum(each.size_bytes for each in self._offloaded())
-            self._limited = MemoryBound.beside_held(bytes_in_all, device)
+            self._limited = MemoryBound.beside_held(bytes_in_all, self._device)
 
     def check(
         self, height: int, width: int, *, from_picture: bool, follows_picture: bool, caches: bool
@@ -111,13 +111,26 @@ class Room:
 
         `pictures` are those of a batch, those without the prompt included. Raises as `check`.
         """
-        blocks = self._blocks()
-        bound, stride = self._bound, self._autoencoder.config.stride
+        fit, stride = self._steps(height, width, pictures, follows, caches), self._autoencoder.config.stride
+        if fit is not None and self._bound is not None:
+            self._bound.check([fit], height * stride, width * stride)
+        return self._made_for(fit, self._blocks())
+
+    def folds_prompts(self, height: int, width: int, pictures: int, *, follows: bool, caches: bool) -> bool:
+        """Whether there is room for prompts that are folded (`Transformer.read`) beside such a step.
+
+        (height, width) are those of the picture.
+        """
+        stride = self._autoencoder.config.stride
+        fit = self._steps(height // stride, width // stride, pictures, follows, caches)
+        return fit is None or fit.folds
+
+    def _steps(self, height: int, width: int, pictures: int, follows: bool, caches: bool) -> Fit | None:
+        """None where nothing is bounded, or told."""
+        bound = self._bound
         if bound is None or not isinstance(self._networks()["transformer"].config, DenoiserConfig):
-            return self._made_for(None, blocks)
-        fit = self._denoising(bound, height, width, pictures, follows=follows, caches=caches)
-        bound.check([fit], height * stride, width * stride)
-        return self._made_for(fit, blocks)
+            return None
+        return self._denoising(bound, height, width, pictures, follows=follows, caches=caches)
 
     def _reading(self, bound: MemoryBound) -> Fit:
         """Of one prompt: all layers where they fit, or one at a time."""
@@ -161,6 +174,8 @@ class Room:
             each.forget()
         for each in using[:kept]:
             each.kept = True
+        if fit is not None and self._device.type == "cpu" and fit.keeps_freed != keeps_freed_memory():
+            (keep_freed_memory if fit.keeps_freed else return_freed_memory)()
         return None if fit is None else fit.rows
 
     @property
@@ -168,6 +183,10 @@ class Room:
         found = self._networks()["autoencoder"]
         assert isinstance(found, Autoencoder)
         return found
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self._networks()["transformer"].parameters()).device
 
     @property
     def _dtype(self) -> torch.dtype:

@@ -4,7 +4,7 @@
     with loaded(block): ...       inside they are there; any other module passes through
 
 What is read for one use is forgotten after it, unless it is to be `kept`, until somebody needs the room
-(`forget`).
+(`forget`). What is kept may be laid out anew as soon as it is read (`when_kept`, `nn.packed`).
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -40,8 +40,14 @@ class Offloaded(AbstractContextManager[None]):
             _Place(owner, name, tensor, _reader(tensors, place))
             for place, owner, name, tensor in _weights(module)
         ]
+        self._module = module
+        self._children = [
+            (parent, name, child) for parent in module.modules() for name, child in parent.named_children()
+        ]
         self.size_bytes = sum(place.nothing.nbytes for place in self._places)
         self.kept = self.is_loaded = False
+        self.when_kept: Callable[[nn.Module], None] | None = None
+        """What is done to the module when its weights were read to be kept; it may replace layers in it."""
         self._users = 0
 
     def __enter__(self) -> None:
@@ -49,6 +55,8 @@ class Offloaded(AbstractContextManager[None]):
             try:
                 for place in self._places:
                     place.put(place.read())
+                if self.kept and self.when_kept is not None:
+                    self.when_kept(self._module)
             except BaseException:
                 self._put_nothing()
                 raise
@@ -68,6 +76,8 @@ class Offloaded(AbstractContextManager[None]):
             self.is_loaded = False
 
     def _put_nothing(self) -> None:
+        for parent, name, child in self._children:
+            setattr(parent, name, child)
         for place in self._places:
             place.put(place.nothing)
 

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lineardit.nn.offload import offloaded
 from lineardit.nn.wide import Linear
 
 
@@ -29,32 +30,41 @@ _ROWS = 2048
 """Rows that the layout is chosen for; others are multiplied as well."""
 
 
-def pack_linears(module: nn.Module) -> int:
-    """Replace the linear layers below `module`, in place and for good, and return how many there were.
+def pack_blocks(transformer: nn.Module) -> int:
+    """Replace the layers that all tokens of a picture pass in SANA's blocks, in place; how many there are.
 
-    Those of bfloat16 on a CPU where torch has oneDNN: in float32 it wins nothing.
+    Those of bfloat16 on a CPU where torch has oneDNN: in float32 it wins nothing. The layers around the
+    prompt's attention stay: they may be folded (`kernels.prompt`). Offloaded blocks are packed whenever they
+    are read to be kept.
     """
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return 0
-    found = [
+    count = 0
+    for block in transformer.get_submodule("blocks").children():
+        count += len(_to_pack(block))
+        parts = offloaded(block)
+        for part in parts:
+            part.when_kept = _pack
+        if not parts:
+            _pack(block)
+    return count
+
+
+def _pack(block: nn.Module) -> None:
+    """One layer after the other, so that only one weight is there twice at a time."""
+    for parent, name, layer in _to_pack(block):
+        setattr(parent, name, PackedLinear(layer))
+        layer.weight = nn.Parameter(torch.empty_like(layer.weight, device="meta"), requires_grad=False)
+
+
+def _to_pack(block: nn.Module) -> list[tuple[nn.Module, str, Linear]]:
+    """Layers with the modules that have them, and what they are called there."""
+    return [
         (parent, name, layer)
-        for parent in module.modules()
+        for part in ("attention", "feed_forward")
+        for parent in block.get_submodule(part).modules()
         for name, layer in parent.named_children()
         if type(layer) is Linear
         and layer.weight.dtype == torch.bfloat16
-        and layer.weight.device.type == "cpu"
+        and layer.weight.device.type in ("cpu", "meta")
     ]
-    for parent, name, layer in found:
-        setattr(parent, name, PackedLinear(layer))
-    return len(found)
-
-
-def pack_blocks(transformer: nn.Module) -> int:
-    """The same for what all tokens of a picture pass in SANA's blocks.
-
-    The layers around the prompt's attention stay: they may be folded (`kernels.prompt`).
-    """
-    blocks = transformer.get_submodule("blocks").children()
-    return sum(
-        pack_linears(block.get_submodule(part)) for block in blocks for part in ("attention", "feed_forward")
-    )

@@ -206,7 +206,7 @@ class Model:
         Raises:
             InputError: the model is quantized already, or its weights are float16.
         """
-        if any(isinstance(each, PackedLinear) for each in self.transformer.modules()):
+        if self._is_packed:
             raise InputError("a packed model is not quantized. Quantize it instead of packing it.")
         self.merge_loras()
         quantize_blocks(self.transformer)
@@ -232,18 +232,27 @@ class Model:
         """Lay the weights of SANA's blocks out as products read them, and return of how many layers.
 
         Pictures stay the same, and a step in bfloat16 on a CPU takes less time. It is for good: a packed
-        model is not saved and takes no LoRA. None is packed where that wins nothing: in other dtypes, without
-        the native library, where layers are int8, offloaded or have LoRAs beside them.
+        model is not saved and takes no LoRA. Offloaded blocks are packed when they are read to stay. None is
+        packed where that wins nothing: in other dtypes, without the native library, where layers are int8 or
+        have LoRAs beside them.
         """
-        fits = isinstance(self.transformer, Transformer) and native.is_in_use() and not self._is_fixed
-        if not fits or loras(self.transformer) or offloaded(self.transformer):
+        if not isinstance(self.transformer, Transformer) or self.device.type != "cpu":
+            return 0
+        if not native.is_in_use() or self._is_fixed or loras(self.transformer):
             return 0
         return pack_blocks(self.transformer)
 
     @property
     def _is_fixed(self) -> bool:
         """Whether weights of the transformer are not as they were read."""
-        return any(isinstance(each, Int8Linear | PackedLinear) for each in self.transformer.modules())
+        return self.is_quantized or self._is_packed
+
+    @property
+    def _is_packed(self) -> bool:
+        """Whether some of its layers are, or will be once they are read."""
+        return any(isinstance(each, PackedLinear) for each in self.transformer.modules()) or any(
+            part.when_kept is not None for part in offloaded(self.transformer)
+        )
 
     def unload_loras(self, *names: str) -> None:
         """Take LoRAs away, all of them if none is named. Raises `InputError` where one is not loaded."""

@@ -55,7 +55,7 @@ class PromptedNetwork(ABC):
         self, jobs: Sequence[Settings], conditions: TextEmbedding, control: Tensor | None
     ) -> Branches:
         """Both share what was read of the prompts, and each has its own cache."""
-        read = self._read(conditions)
+        read = self._read(jobs, conditions, control)
         if not self.is_guided(jobs):
             return Branches(self._velocity(jobs, conditions, read, control), None)
         wanted, twice = len(jobs), 2 * len(jobs)  # the negative prompts come first
@@ -65,7 +65,9 @@ class PromptedNetwork(ABC):
             self._velocity(jobs, conditions, read, control),
         )
 
-    def _read(self, conditions: TextEmbedding) -> PromptReading:
+    def _read(
+        self, jobs: Sequence[Settings], conditions: TextEmbedding, control: Tensor | None
+    ) -> PromptReading:
         return self.transformer.read(conditions.embeddings, conditions.mask)
 
     @abstractmethod
@@ -115,8 +117,13 @@ class SanaNetwork(PromptedNetwork):
 
         return velocity
 
-    def _read(self, conditions: TextEmbedding) -> PromptReading:
-        return self.transformer.read(conditions.embeddings, conditions.mask, folds=not self.room.is_bounded)
+    def _read(
+        self, jobs: Sequence[Settings], conditions: TextEmbedding, control: Tensor | None
+    ) -> PromptReading:
+        embeddings, mask = conditions
+        given = jobs[0].height, jobs[0].width, len(embeddings)
+        needed = {"follows": control is not None, "caches": jobs[0].step_cache > 0}
+        return self.transformer.read(embeddings, mask, folds=self.room.folds_prompts(*given, **needed))
 
     def _rows(self, latents: Tensor, control: Tensor | None, *, caches: bool) -> int | None:
         """Rows of tokens that a block has in hand at a time; None is all."""

@@ -233,8 +233,7 @@ def loaded(order: Mapping[str, Any]) -> dict[str, Pipeline]:
     for pipe in pipes.values():
         if order["quantize"] is not None:
             pipe.quantize()
-        if memory is None:
-            pipe.pack()
+        pipe.pack()
         pipe.limit_memory(memory)
     return pipes
 
