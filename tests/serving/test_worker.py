@@ -1,7 +1,7 @@
 """A real worker process, spoken to in frames: its pictures are those of the pipeline, alone or together."""
 
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from lineardit.cli.app import main
 from lineardit.data.pictures import to_picture
 from lineardit.errors import InputError
 from lineardit.kernels import native
+from lineardit.nn.offload import offloaded
 from lineardit.pipeline import Pipeline, Settings
 from lineardit.serving.device import WORKER, Facts
 from lineardit.serving.failures import failed
@@ -155,6 +156,42 @@ def test_what_does_not_fit_its_bound_of_memory_is_refused_before_it_is_drawn(tin
     assert ready is not None and refused is not None
     assert refused.message["type"] == "failed" and refused.message["kind"] == "MemoryLimitError"
     assert failed("MemoryLimitError").status == 507
+
+
+class Orderly(Orders):
+    """One picture of each of these models after the other."""
+
+    def __init__(self, *models: str) -> None:
+        orders = [
+            {"type": "draw", "batch": 3, "jobs": [job(model=model)], "partials": [[]], "previews": [False]}
+            for model in models
+        ]
+        self._frames, self._cancelled = [Frame(order, b"") for order in reversed(orders)], set()
+
+    def next(self) -> Frame:
+        return self._frames.pop()
+
+
+def test_within_a_bound_only_the_model_that_draws_has_its_weights_in_memory(tiny_model: Path) -> None:
+    order = {"models": {"tiny": str(tiny_model), "other": str(tiny_model)}, **LOADED, "memory": 10**11}
+    pipes = loaded(order)
+    blocks = {name: offloaded(pipe.transformer) for name, pipe in pipes.items()}
+    output, seen = BytesIO(), []
+
+    class Watching(Worker):
+        def say(self, message: Mapping[str, Any], payload: bytes = b"") -> None:
+            super().say(message, payload)
+            if message["type"] == "picture":
+                seen.append([name for name, each in blocks.items() if each[0].is_loaded])
+
+    with pytest.raises(IndexError):
+        Watching(pipes, Orderly("tiny", "tiny", "other", "tiny"), output, 8, order["memory"]).serve()
+    assert seen == [["tiny"], ["tiny"], ["other"], ["tiny"]]
+    output.seek(0)
+    frames = [frame for frame in iter(lambda: read_frame(output), None) if frame.message["type"] == "picture"]
+    with native.using("auto"):
+        (alone,) = drawn(Pipeline.from_pretrained(tiny_model, device="cpu"), job())
+    assert [frame.payload for frame in frames] == [alone] * 4
 
 
 def test_pictures_denoised_together_are_those_made_alone(worker: Speaker, pipe: Pipeline) -> None:

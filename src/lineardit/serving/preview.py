@@ -29,7 +29,8 @@ class Colours:
 
         Deterministic. Least squares in float64, with a ridge that keeps channels that say nothing at 0.
         """
-        parameter = next(autoencoder.parameters())
+        # Parameters may be offloaded; they tell their dtype all the same.
+        device, dtype = autoencoder.shift.device, next(autoencoder.parameters()).dtype
         stride = autoencoder.config.stride
         generator = torch.Generator().manual_seed(0)
         pictures = torch.cat(
@@ -42,7 +43,7 @@ class Colours:
                 for count, cells, mode in _PATTERNS
             ]
         )
-        latents = autoencoder.encode(pictures.to(parameter.device, parameter.dtype))
+        latents = autoencoder.encode(pictures.to(device, dtype))
         features = latents.movedim(1, -1).flatten(0, -2).double().cpu()
         colours = functional.avg_pool2d(pictures, stride).movedim(1, -1).flatten(0, -2).double()
         mean, middle = features.mean(0), colours.mean(0)
@@ -51,7 +52,7 @@ class Colours:
         ridge = _RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
         weight = torch.linalg.solve(gram + ridge, centred.mT @ (colours - middle)).mT
         bias = middle - weight @ mean
-        return cls(weight.float().to(parameter.device), bias.float().to(parameter.device))
+        return cls(weight.float().to(device), bias.float().to(device))
 
     @torch.no_grad()
     def __call__(self, latents: Float[Tensor, "c h w"]) -> UInt8[Tensor, "h w 3"]:

@@ -83,12 +83,21 @@ class Orders:
 
 
 class Worker:
-    """Loaded models that draw batches and say what they do."""
+    """Loaded models that draw batches and say what they do.
+
+    `memory` bounds what this process takes, in bytes; of several models only the one that draws has room.
+    """
 
     def __init__(
-        self, pipes: Mapping[str, Pipeline], orders: Orders, output: BufferedIOBase, together: int
+        self,
+        pipes: Mapping[str, Pipeline],
+        orders: Orders,
+        output: BufferedIOBase,
+        together: int,
+        memory: int | None = None,
     ) -> None:
         self._pipes, self._orders, self._output, self._together = pipes, orders, output, together
+        self._memory, self._has_room = memory, ""
         self._colours = {name: Colours.fit(pipe.autoencoder) for name, pipe in pipes.items()}
 
     def facts(self, name: str) -> dict[str, Any]:
@@ -138,9 +147,9 @@ class Worker:
     def _draw(self, order: Mapping[str, Any], payload: bytes) -> None:
         batch: int = order["batch"]
         jobs = [Settings(**job) for job in order["jobs"]]
-        name = jobs[0].model
+        first, name = jobs[0], jobs[0].model
         pipe = self._pipes[name]
-        first = jobs[0]
+        self._make_room(name)
         pipe.check_memory(first.height, first.width, from_picture=bool(payload), step_cache=first.step_cache)
         initial = pipe.encode(_pictures(payload, jobs), jobs[0]) if payload else None
         partials: list[list[int]] = order["partials"]
@@ -165,6 +174,14 @@ class Worker:
                 if state.step in partials[row]:
                     number = partials[row].index(state.step)
                     self._picture(pipe, "partial", batch, row, state.denoised, number=number)
+
+    def _make_room(self, name: str) -> None:
+        """What the other models have read waits in its files again, and what is held is counted anew."""
+        if self._memory is None or self._has_room == name:
+            return
+        for each in (*self._pipes.values(), self._pipes[name]):
+            each.limit_memory(self._memory)
+        self._has_room = name
 
     def _embed(self, pipe: Pipeline, batch: int, jobs: Sequence[Settings]) -> Any:
         """Each prompt read alone, so that its embedding is the same in any batch, then padded together."""
@@ -204,7 +221,7 @@ def main() -> None:
     order = orders.next().message
     try:
         pipes = loaded(order)
-        worker = Worker(pipes, orders, output, order["batch"])
+        worker = Worker(pipes, orders, output, order["batch"], order["memory"])
     except LineardiTError as error:
         failed = {"type": "failed", "batch": None, "kind": type(error).__name__, "message": str(error)}
         output.write(pack(failed))
@@ -216,12 +233,16 @@ def main() -> None:
 def loaded(order: Mapping[str, Any]) -> dict[str, Pipeline]:
     """The models of the first order, and what computes them chosen as `lineardit generate` does.
 
+    Within a bound of memory weights stay in their files until they are at work.
+
     Raises:
         LineardiTError: as `Pipeline.from_pretrained` and `native.use`.
     """
     memory: int | None = order["memory"]
     pipes = {
-        name: Pipeline.from_pretrained(place, device=order["device"], dtype=order["dtype"])
+        name: Pipeline.from_pretrained(
+            place, device=order["device"], dtype=order["dtype"], offload=memory is not None
+        )
         for name, place in order["models"].items()
     }
     if any(pipe.device.type == "cpu" for pipe in pipes.values()):
