@@ -3,6 +3,7 @@
     python benchmarks/growth.py                  512 to 4096 pixels a side
     python benchmarks/growth.py --pixels 512,1024
     python benchmarks/growth.py --who "lineardit, within 8 GB" --name growth-bounded
+    python benchmarks/growth.py --resume runs/growth.json    an hour in parts: what is in there stands
 
 writes growth.md, growth-time.svg and growth-memory.svg into benchmarks/results. SANA-0.6B and its decoder
 are those of `lineardit bench peers`, with the same random weights in both packages; DiT-XL/2 and its decoder
@@ -11,6 +12,7 @@ Within 8 GB ours reads its weights as they are needed, and computes in bands whe
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,6 +51,37 @@ class Picture(NamedTuple):
     peak: int | None
     """Bytes that the process held at most."""
     left_out: str = ""
+
+
+class Measuring:
+    """Pictures that were measured, on this machine; those in `place` stand, and what is added goes there."""
+
+    def __init__(self, place: Path | None) -> None:
+        """Ends the program where `place` holds another machine's."""
+        self.pictures: list[Picture] = []
+        self._place, self._stamp = place, stamp_line(hardware_stamp())
+        if place is None or not place.is_file():
+            return
+        before = json.loads(place.read_text("utf-8"))
+        if before["stamp"] != self._stamp:
+            sys.exit(f"{place} was measured on {before['stamp']}. Give another file.")
+        self.pictures = [Picture(**each) for each in before["pictures"]]
+
+    def has(self, who: str, pixels: int) -> bool:
+        """Whether it need not be measured."""
+        return any((each.who, each.pixels) == (who, pixels) for each in self.pictures)
+
+    def add(self, new: Picture) -> None:
+        """Say it, keep it, and write it down."""
+        sys.stderr.write(f"{new}\n")
+        others = [each for each in self.pictures if (each.who, each.pixels) != (new.who, new.pixels)]
+        self.pictures = [*others, new]
+        if self._place is not None:
+            self._place.parent.mkdir(parents=True, exist_ok=True)
+            given = {"stamp": self._stamp, "pictures": [each._asdict() for each in self.pictures]}
+            part = self._place.with_name(f"{self._place.name}.part")
+            part.write_text(json.dumps(given, indent=1), "utf-8")
+            part.replace(self._place)
 
 
 def of_peers(rows: Sequence[Measured | LeftOut]) -> list[Picture]:
@@ -139,22 +172,26 @@ def main() -> None:
     )
     parser.add_argument("--who", default="; ".join([QUADRATIC, *NAMES]), help="some of these")
     parser.add_argument("--name", default="growth", help="of the files")
+    parser.add_argument("--resume", type=Path, help="JSON of what was measured, read and written")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     sizes = [int(word) for word in options.pixels.split(",")]
     chosen = [word.strip() for word in options.who.split(";")]
-    pictures = []
-    softmax = [name for name in chosen if name == QUADRATIC]
-    for row in measure_models(softmax, [256, *sizes], torch.device("cpu"), "bf16", options.softmax_budget):
-        pictures.append(of_softmax(row))
-        sys.stderr.write(f"{pictures[-1]}\n")
-    rows = []
-    for each in measure_peers(
-        [name for name in chosen if name != QUADRATIC], PARTS, sizes, "bf16", options.budget, 0, BOUNDED
-    ):
-        rows.append(each)
-        sys.stderr.write(f"{each}\n")
-    pictures += sorted(of_peers(rows), key=lambda each: (each.who, each.pixels))
+    measuring = Measuring(options.resume)
+    for size in [256, *sizes] if QUADRATIC in chosen else []:
+        if not measuring.has(SOFTMAX, size):
+            cpu = torch.device("cpu")
+            for row in measure_models([QUADRATIC], [size], cpu, "bf16", options.softmax_budget):
+                measuring.add(of_softmax(row))
+    peers = [name for name in chosen if name != QUADRATIC]
+    for size in sizes:
+        if not all(measuring.has(NAMES[name], size) for name in peers):
+            rows = list(measure_peers(peers, PARTS, [size], "bf16", options.budget, 0, BOUNDED))
+            for picture in of_peers(rows):
+                measuring.add(picture)
+    names = {QUADRATIC: SOFTMAX, **NAMES}
+    wanted = {(names[name], size) for name in chosen for size in (256, *sizes)}
+    pictures = sorted(each for each in measuring.pictures if (each.who, each.pixels) in wanted)
     told = {"pixels": options.pixels, "budget": options.budget, "softmax-budget": options.softmax_budget}
     given = " ".join(f"--{name} {value}" for name, value in told.items())
     command = f'python benchmarks/growth.py {given} --who "{options.who}"'

@@ -94,7 +94,8 @@ class Pipeline(Model):
 
         A model that was loaded with `offload=True` needs least: of its weights only those are in memory that
         are at work, and the others as far as they fit. Pictures are drawn one at a time unless `batch_size`
-        says otherwise, and on a CPU freed blocks of memory go back to the system at once from then on.
+        says otherwise, and on a CPU freed blocks of memory go back to the system at once from then on, but
+        between steps that leave room for gaps.
         """
         self._room.limit(bytes_in_all)
 
