@@ -81,6 +81,7 @@ def test_in_bands_the_picture_is_the_same(pipe: Pipeline, monkeypatch: pytest.Mo
     seen = rows_seen(monkeypatch, pipe)
     pipe.limit_memory(10**9)
     with monkeypatch.context() as patched:
+        patched.setattr("lineardit.interop.bound.transformer_bytes", lambda *_, **__: 10**12)
         patched.setattr("lineardit.interop.bound.tallest", lambda part, *_: Fit(part, 2, 0))
         torch.testing.assert_close(pipe(CAT, **SIZE, **call).images, whole, rtol=0, atol=1e-5)
     assert seen == {"transformer": {2}, "encode": {2}, "decode": {2}}
@@ -105,7 +106,9 @@ def test_all_that_fits_is_done_at_once(pipe: Pipeline, monkeypatch: pytest.Monke
     assert seen == {"transformer": {None}, "encode": set(), "decode": set()}
 
 
-def test_within_a_bound_prompts_are_not_folded(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_within_a_bound_prompts_are_folded_where_there_is_room(
+    pipe: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if native.compiler() is None:
         pytest.skip("there is no C++ compiler here")
     folded: list[int] = []
@@ -121,6 +124,12 @@ def test_within_a_bound_prompts_are_not_folded(pipe: Pipeline, monkeypatch: pyte
         assert folded
         folded.clear()
         pipe.limit_memory(10**9)
+        assert torch.equal(pipe(CAT, **SIZE, output_type="pt").images, whole)
+        assert folded
+        folded.clear()
+        monkeypatch.setattr(
+            "lineardit.interop.bound.transformer_bytes", lambda *_, folds, **__: 10**10 if folds else 10**6
+        )
         torch.testing.assert_close(pipe(CAT, **SIZE, output_type="pt").images, whole, rtol=0, atol=1e-4)
         assert not folded
 

@@ -16,6 +16,7 @@ class Folded(Autoencoder):
         nn.Module.__init__(self)
         generator = torch.Generator().manual_seed(3)
         self.mix = nn.Parameter(torch.randn(5, 3, generator=generator))
+        self.register_buffer("shift", torch.zeros(1))
         self.config = type("Shape", (), {"stride": 4})()
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
