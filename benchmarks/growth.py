@@ -54,17 +54,20 @@ class Picture(NamedTuple):
 
 
 class Measuring:
-    """Pictures that were measured, on this machine; those in `place` stand, and what is added goes there."""
+    """Pictures that were measured, all in the same way; those in `place` stand, and what is added goes there.
 
-    def __init__(self, place: Path | None) -> None:
-        """Ends the program where `place` holds another machine's."""
+    That the code is the same is for whoever gives the file to know.
+    """
+
+    def __init__(self, place: Path | None, *budgets: float) -> None:
+        """Ends the program where `place` holds another machine's, or was measured with other budgets."""
         self.pictures: list[Picture] = []
-        self._place, self._stamp = place, stamp_line(hardware_stamp())
+        self._place, self._way = place, [stamp_line(hardware_stamp()), *budgets]
         if place is None or not place.is_file():
             return
         before = json.loads(place.read_text("utf-8"))
-        if before["stamp"] != self._stamp:
-            sys.exit(f"{place} was measured on {before['stamp']}. Give another file.")
+        if before["way"] != self._way:
+            sys.exit(f"{place} was measured as {before['way']}, not {self._way}. Give another file.")
         self.pictures = [Picture(**each) for each in before["pictures"]]
 
     def has(self, who: str, pixels: int) -> bool:
@@ -78,7 +81,7 @@ class Measuring:
         self.pictures = [*others, new]
         if self._place is not None:
             self._place.parent.mkdir(parents=True, exist_ok=True)
-            given = {"stamp": self._stamp, "pictures": [each._asdict() for each in self.pictures]}
+            given = {"way": self._way, "pictures": [each._asdict() for each in self.pictures]}
             part = self._place.with_name(f"{self._place.name}.part")
             part.write_text(json.dumps(given, indent=1), "utf-8")
             part.replace(self._place)
@@ -177,7 +180,7 @@ def main() -> None:
     options = parser.parse_args()
     sizes = [int(word) for word in options.pixels.split(",")]
     chosen = [word.strip() for word in options.who.split(";")]
-    measuring = Measuring(options.resume)
+    measuring = Measuring(options.resume, options.budget, options.softmax_budget)
     for size in [256, *sizes] if QUADRATIC in chosen else []:
         if not measuring.has(SOFTMAX, size):
             cpu = torch.device("cpu")

@@ -21,7 +21,7 @@ from lineardit.interop.places import open_place
 from lineardit.interop.room import LONGEST_PROMPT
 from lineardit.interop.room import _prompt_bytes as prompt_bytes
 from lineardit.interop.stored import LazyTensors
-from lineardit.kernels import allocator, native
+from lineardit.kernels import native
 from lineardit.nn.attention import CrossAttention
 from lineardit.nn.offload import Offloaded, offloaded
 from lineardit.nn.packed import PackedLinear
@@ -137,24 +137,20 @@ def test_blocks_that_do_not_fit_are_read_in_every_step(deeper: Path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("room", "kept", "needed", "uses"),
+    ("room", "kept", "needed", "folds"),
     [
-        (830, None, 115 + 10 * 60, "folds keeps_freed"),
-        (829, None, 115 + 10 * 60, "folds"),
-        (715, None, 115 + 10 * 60, "folds"),
-        (714, None, 100 + 10 * 60, ""),
-        (700, None, 100 + 10 * 60, ""),
-        (699, None, 99 + 10 * 60, ""),  # in two bands all stay
-        (698, 7, 100 + 60, "keeps_freed"),  # at once all but nine would not, and as much again is left free
-        (260, 0, 100 + 60, "keeps_freed"),
-        (259, 1, 100 + 60, ""),
-        (160, 0, 100 + 60, ""),
-        (159, 0, 99 + 60, ""),
-        (158, 0, 99 + 60, ""),
+        (715, None, 115 + 10 * 60, True),
+        (714, None, 100 + 10 * 60, False),
+        (700, None, 100 + 10 * 60, False),
+        (699, None, 99 + 10 * 60, False),  # in two bands all stay
+        (698, 8, 100 + 60, False),  # at once all but nine would not
+        (160, 0, 100 + 60, False),
+        (159, 0, 99 + 60, False),
+        (158, 0, 99 + 60, False),
     ],
 )
-def test_room_goes_to_blocks_that_stay_then_to_what_is_faster_with_more(
-    room: int, kept: int | None, needed: int, uses: str, monkeypatch: pytest.MonkeyPatch
+def test_room_goes_to_blocks_that_stay_and_then_to_folded_prompts(
+    room: int, kept: int | None, needed: int, folds: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A step takes 100 bytes, 99 in bands, and 15 more where prompts are folded; a block has 60."""
     monkeypatch.setattr(
@@ -166,7 +162,7 @@ def test_room_goes_to_blocks_that_stay_then_to_what_is_faster_with_more(
     fit = MemoryBound(HELD + room, HELD).denoising(config, None, 8, 8, torch.float32, 2, block=60)
     assert (fit.kept, fit.needed) == (kept, needed)
     assert fit.rows == (4 if needed in (699, 159) else None)
-    assert {name for name in ("folds", "keeps_freed") if getattr(fit, name)} == {*uses.split()}
+    assert fit.folds == folds
 
 
 @pytest.mark.parametrize("room", ["for all", "for two blocks"])
@@ -213,27 +209,38 @@ def test_blocks_that_stay_are_packed_and_prompts_folded_where_there_is_room(
         assert all(type(each) is Linear and each.weight.is_meta for each in layers)
         with pytest.raises(InputError, match="packed model is not saved"):
             pipe.save_pretrained("nowhere")
+        pipe.limit_memory(10**9)
+        with pipe.watched():
+            pipe("two dogs", **CALL)
+            assert type(pipe.transformer.blocks[0].feed_forward.expand) is Linear, "its own name is told"
+        pipe("two dogs", **CALL)
+        assert type(pipe.transformer.blocks[0].feed_forward.expand) is PackedLinear
 
 
-def test_freed_memory_is_kept_between_steps_that_have_room_for_its_gaps_and_not_while_decoding(
-    published: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told: list[str] = []
-    for name in ("keep_freed_memory", "return_freed_memory"):
-        call = getattr(allocator, name)
-        monkeypatch.setattr(
-            f"lineardit.interop.room.{name}", lambda name=name, call=call: told.append(name) or call()
-        )
+def test_nothing_to_pack_is_not_a_packed_model(deeper: Path, tmp_path: Path) -> None:
+    pipe = Pipeline.from_pretrained(deeper, device="cpu", offload=True)
+    if native.compiler() is None:
+        pytest.skip("there is no C++ compiler here")
+    with native.using("native"):
+        assert pipe.pack() == 0, "float32 wins nothing"
+    pipe.save_pretrained(tmp_path / "copy")
+
+
+def test_what_steps_share_is_not_given_to_a_preview(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoding is said to take 100 kB at once and 1 byte in bands, and there is room for it at once."""
+    monkeypatch.setattr(bounds, "transformer_bytes", lambda *_, **__: 10)
+    monkeypatch.setattr(bounds, "decoder_bytes", lambda *given: 1 if given[-1] else 10**5)
     pipe = Pipeline.from_pretrained(published, device="cpu", offload=True)
-    pipe.limit_memory(10**9)
-    pipe("two dogs", **CALL)
-    assert told == ["return_freed_memory", "keep_freed_memory", "return_freed_memory"]
-    monkeypatch.setattr(bounds, "transformer_bytes", lambda *_, **__: 10**6)
-    monkeypatch.setattr(bounds, "decoder_bytes", lambda *_: 0)
-    pipe.limit_memory(HELD + 10**6 + sum(each.size_bytes for each in parts(pipe)["blocks"]))
-    told.clear()
-    pipe("two dogs", **CALL)
-    assert not told
+    sizes = {name: sum(each.size_bytes for each in found) for name, found in parts(pipe).items()}
+    pipe.limit_memory(HELD + max(sizes["decoder"] + 10**5, sizes["text"], sizes["blocks"] + 10))
+    rows: list[int | None] = []
+    decide = pipe._room.rows_to_decode
+    monkeypatch.setattr(pipe._room, "rows_to_decode", lambda *side: rows.append(decide(*side)) or rows[-1])
+    states = pipe.generate("two dogs", height=80, width=48, num_inference_steps=2)
+    pipe.decode(next(states).denoised)
+    states.close()
+    pipe.decode(torch.randn(1, 3, 10, 6))
+    assert rows[0] is not None and rows[1] is None
 
 
 def test_the_least_that_works_counts_the_weights_that_are_read(

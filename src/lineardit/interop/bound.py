@@ -31,8 +31,6 @@ class Fit(NamedTuple):
     """How many blocks keep their weights from step to step, where not all (None) do."""
     folds: bool = False
     """Whether there is room for prompts that are folded (`Transformer.read`)."""
-    keeps_freed: bool = False
-    """Whether there is room for as much again: the gaps between freed blocks that are kept."""
 
 
 def tallest(part: str, needed: Callable[[int | None], int], height: int, room: int) -> Fit:
@@ -85,8 +83,7 @@ class MemoryBound:
         `control` is the configuration of a ControlNet that runs beside it. `block` is what the weights of a
         block take, where blocks are offloaded (`nn.offload`); `caches` is as in `transformer_bytes`.
 
-        Room that is left goes to what saves most time: all blocks' weights, folded prompts, freed memory that
-        is kept; where not all blocks fit, to as many as do beside that.
+        Room that is left beside all blocks' weights goes to folded prompts.
         """
 
         def needed(rows: int | None, *, folds: bool = False) -> int:
@@ -98,18 +95,14 @@ class MemoryBound:
         rows, blocks = height // config.patch_size, config.depth * block
         folded = needed(None, folds=True)
         if folded + blocks <= self.room:
-            spare = self.room - folded - blocks
-            return Fit("a step", None, folded + blocks, folds=True, keeps_freed=folded <= spare)
+            return Fit("a step", None, folded + blocks, folds=True)
         all_kept = tallest("a step", needed, rows, self.room - blocks)
         if not block or all_kept.needed + blocks <= self.room:
             return all_kept._replace(needed=all_kept.needed + blocks)
         # One block is in hand, and those keep their weights that fit beside.
         found = tallest("a step", needed, rows, self.room - block)
         least = found.needed + block
-        spare = max(0, self.room - least)
-        keeps_freed = found.rows is None and found.needed <= spare
-        kept = (spare - found.needed if keeps_freed else spare) // block
-        return found._replace(needed=least, kept=kept, keeps_freed=keeps_freed)
+        return found._replace(needed=least, kept=max(0, self.room - least) // block)
 
     def decoding(
         self, config: AnyAutoencoderConfig, height: int, width: int, dtype: torch.dtype, *, weights: int = 0

@@ -1,6 +1,7 @@
 """How much of a picture, and which weights, are in memory at a time: as much as a bound leaves room for."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import nn
 from lineardit.autoencoder.model import Autoencoder
 from lineardit.config.models import TransformerConfig
 from lineardit.interop.bound import Fit, MemoryBound
-from lineardit.kernels.allocator import keep_freed_memory, keeps_freed_memory, return_freed_memory
+from lineardit.kernels.allocator import return_freed_memory
 from lineardit.nn.offload import Offloaded, loaded_bytes, offloaded
 from lineardit.transformer.controlnet import ControlNet
 from lineardit.transformer.denoiser import DenoiserConfig
@@ -31,7 +32,7 @@ class Room:
     def __init__(self, networks: Callable[[], Mapping[str, nn.Module]]) -> None:
         self._networks = networks
         self._limited: MemoryBound | None = None
-        self._waiting = 0
+        self._waiting = self._beside = 0
         # Looking for them takes a while, and most models have none.
         self._offloads = any(offloaded(network) for network in networks().values())
 
@@ -51,8 +52,7 @@ class Room:
     def limit(self, bytes_in_all: int | None) -> None:
         """Stay within so many bytes from now on, what is held by now included; None lifts the bound.
 
-        On a CPU the C library is told to give freed blocks back at once (`kernels.allocator`), but for steps
-        that have room for the gaps between blocks that are kept.
+        On a CPU the C library is told to give freed memory back at once (`kernels.allocator`).
         """
         for part in self._offloaded():
             part.forget()
@@ -85,19 +85,39 @@ class Room:
             fits.append(self._encoding(bound, height, width))
         bound.check(fits, height, width)
 
+    @contextmanager
+    def beside_steps(self, shared_bytes: int) -> Iterator[None]:
+        """Inside, steps go on that share so many bytes: what else runs meanwhile has that much less."""
+        self._beside += shared_bytes
+        try:
+            yield
+        finally:
+            self._beside -= shared_bytes
+
     def make_to_read(self) -> None:
         """Room for the text encoder."""
-        self._made_for(None if self._bound is None else self._reading(self._bound), self._layers())
+        self._made_for(self._beside_those(self._reading), self._layers())
 
     def rows_to_decode(self, height: int, width: int) -> int | None:
         """How many rows of latents are decoded at a time; None is all. Raises as `check`."""
-        fit = None if self._bound is None else self._decoding(self._bound, height, width)
+        fit = self._beside_those(lambda bound: self._decoding(bound, height, width))
         return self._rows_of(fit, self._autoencoder.decoder, height, width)
 
     def rows_to_encode(self, height: int, width: int) -> int | None:
         """The same for encoding."""
-        fit = None if self._bound is None else self._encoding(self._bound, height, width)
+        fit = self._beside_those(lambda bound: self._encoding(bound, height, width))
         return self._rows_of(fit, self._autoencoder.encoder, height, width)
+
+    def _beside_those(self, fit: Callable[[MemoryBound], Fit]) -> Fit | None:
+        """What fits beside steps that go on, where anything does: a preview must not end them."""
+        bound = self._bound
+        if bound is None:
+            return None
+        beside = MemoryBound(bound.in_all, bound.held + self._beside)
+        found = fit(beside)
+        return (
+            found._replace(needed=found.needed + self._beside) if found.needed <= beside.room else fit(bound)
+        )
 
     def _rows_of(self, fit: Fit | None, half: nn.Module, height: int, width: int) -> int | None:
         if fit is not None and self._bound is not None:
@@ -111,7 +131,10 @@ class Room:
 
         `pictures` are those of a batch, those without the prompt included. Raises as `check`.
         """
-        fit, stride = self._steps(height, width, pictures, follows, caches), self._autoencoder.config.stride
+        fit, stride = (
+            self._step_fit(height, width, pictures, follows, caches),
+            self._autoencoder.config.stride,
+        )
         if fit is not None and self._bound is not None:
             self._bound.check([fit], height * stride, width * stride)
         return self._made_for(fit, self._blocks())
@@ -122,11 +145,11 @@ class Room:
         (height, width) are those of the picture.
         """
         stride = self._autoencoder.config.stride
-        fit = self._steps(height // stride, width // stride, pictures, follows, caches)
+        fit = self._step_fit(height // stride, width // stride, pictures, follows, caches)
         return fit is None or fit.folds
 
-    def _steps(self, height: int, width: int, pictures: int, follows: bool, caches: bool) -> Fit | None:
-        """None where nothing is bounded, or told."""
+    def _step_fit(self, height: int, width: int, pictures: int, follows: bool, caches: bool) -> Fit | None:
+        """None without a bound, and of a network whose steps nobody has counted (DiT)."""
         bound = self._bound
         if bound is None or not isinstance(self._networks()["transformer"].config, DenoiserConfig):
             return None
@@ -174,8 +197,6 @@ class Room:
             each.forget()
         for each in using[:kept]:
             each.kept = True
-        if fit is not None and self._device.type == "cpu" and fit.keeps_freed != keeps_freed_memory():
-            (keep_freed_memory if fit.keeps_freed else return_freed_memory)()
         return None if fit is None else fit.rows
 
     @property

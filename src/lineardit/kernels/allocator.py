@@ -12,8 +12,6 @@ from lineardit.kernels.select import Choice
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _NEVER, _RETURNED = 2**31 - 1, 2**20
 
-_keeps = False
-
 
 def keep_freed_memory() -> Choice:
     """Let glibc keep large blocks that are freed, for the rest of this process, and say whether it does.
@@ -23,9 +21,7 @@ def keep_freed_memory() -> Choice:
     whatever is bound by memory. Kept blocks of up to two gigabytes are used again; the process holds its peak
     until it ends. This is for processes that draw, not for a library to decide.
     """
-    global _keeps
     if _told({_TRIM_THRESHOLD: _NEVER, _MMAP_THRESHOLD: _NEVER}):
-        _keeps = True
         return Choice("kept", "glibc keeps what is freed: fresh pages cost up to half of a pass over memory")
     return Choice("returned", "this C library has no mallopt, or it refused")
 
@@ -37,17 +33,10 @@ def return_freed_memory() -> Choice:
     they leave gaps: a process then holds up to twice what its tensors take. This is for processes that draw
     within a bound.
     """
-    global _keeps
     if _told({_TRIM_THRESHOLD: _RETURNED, _MMAP_THRESHOLD: _RETURNED}):
-        _keeps = False
         ctypes.CDLL(None).malloc_trim(0)
         return Choice("returned", "glibc gives back at once what is freed")
     return Choice("left alone", "this C library has no mallopt, or it refused")
-
-
-def keeps_freed_memory() -> bool:
-    """Which of the two was told last."""
-    return _keeps
 
 
 def _told(options: Mapping[int, int]) -> bool:

@@ -45,6 +45,12 @@ class FoldedPrompt(NamedTuple):
     heads: int
     tokens: int
     scale: float
+
+    @property
+    def size_bytes(self) -> int:
+        """Of its tensors."""
+        return sum(each.nbytes for each in (self.keys, self.offsets, self.values, self.bias))
+
     """1 / sqrt(d)."""
 
 

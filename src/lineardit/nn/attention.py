@@ -107,6 +107,12 @@ class KeyValue(NamedTuple):
     folded: tuple[prompts.FoldedPrompt | None, ...] = ()
     """Where given, row i with the layers around the attention; what has None is attended to as usual."""
 
+    @property
+    def size_bytes(self) -> int:
+        """Of its tensors, but for the mask."""
+        folded = sum(each.size_bytes for each in self.folded if each is not None)
+        return self.key.nbytes + self.value.nbytes + folded
+
     def rows(self, start: int, stop: int) -> "KeyValue":
         """Those of some prompts of the batch."""
         mask = None if self.mask is None else self.mask[start:stop]

@@ -7,8 +7,8 @@ What is read for one use is forgotten after it, unless it is to be `kept`, until
 (`forget`). What is kept may be laid out anew as soon as it is read (`when_kept`, `nn.packed`).
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import wraps
 from typing import Any, NamedTuple
 
@@ -67,6 +67,17 @@ class Offloaded(AbstractContextManager[None]):
         self._users -= 1
         if not self.kept:
             self.forget()
+
+    @contextmanager
+    def plain(self) -> Iterator[None]:
+        """Inside, its weights are read as they are stored; `when_kept` waits."""
+        self.forget()
+        waiting, self.when_kept = self.when_kept, None
+        try:
+            yield
+        finally:
+            self.forget()
+            self.when_kept = waiting
 
     def forget(self) -> None:
         """Let go of what was read, at the latest when it is not in use any more."""

@@ -41,9 +41,10 @@ def pack_blocks(transformer: nn.Module) -> int:
         return 0
     count = 0
     for block in transformer.get_submodule("blocks").children():
-        count += len(_to_pack(block))
-        parts = offloaded(block)
-        for part in parts:
+        found, parts = _to_pack(block), offloaded(block)
+        count += len(found)
+        for part in parts if found else []:
+            part.forget()
             part.when_kept = _pack
         if not parts:
             _pack(block)

@@ -282,7 +282,7 @@ class Model:
         with ExitStack() as stack:
             for name, network in self.networks.items():
                 for part in offloaded(network):
-                    part.forget()
+                    stack.enter_context(part.plain())
                 check_parameters(network, name)
                 stack.enter_context(finite_outputs(network, name))
             yield

@@ -27,6 +27,8 @@ class Branches(NamedTuple):
     """Over the b samples of the batch."""
     pair: Velocity | None
     """Over 2b samples, the first b without the prompt; None where nothing is guided."""
+    shared_bytes: int = 0
+    """What the steps share, as long as they go on."""
 
 
 @runtime_checkable
@@ -57,12 +59,13 @@ class PromptedNetwork(ABC):
         """Both share what was read of the prompts, and each has its own cache."""
         read = self._read(jobs, conditions, control)
         if not self.is_guided(jobs):
-            return Branches(self._velocity(jobs, conditions, read, control), None)
+            return Branches(self._velocity(jobs, conditions, read, control), None, read.size_bytes)
         wanted, twice = len(jobs), 2 * len(jobs)  # the negative prompts come first
         only = TextEmbedding(conditions.embeddings[wanted:], conditions.mask[wanted:])
         return Branches(
             self._velocity(jobs, only, read.rows(wanted, twice), control),
             self._velocity(jobs, conditions, read, control),
+            read.size_bytes,
         )
 
     def _read(
@@ -103,10 +106,14 @@ class SanaNetwork(PromptedNetwork):
         )
         # Where every block runs in every step, none of the tokens between them need outlive the next.
         cache = StepCache(jobs[0].step_cache) if jobs[0].step_cache else None
+        # Room for the most that a step sees, also where guidance pauses: else blocks would come and go.
+        pictures = len(jobs) * (2 if self.is_guided(jobs) else 1)
 
         def velocity(latents: Tensor, times: Tensor) -> Tensor:
             shown = latents.to(weight.dtype), self.seen(times).float()
-            rows = self._rows(latents, control, caches=cache is not None)
+            height, width = latents.shape[-2:]
+            needed = {"follows": control is not None, "caches": cache is not None}
+            rows = self.room.rows_to_denoise(height, width, pictures, **needed)
             residuals: Sequence[Tensor] = ()
             if control is not None and self.controlnet is not None:
                 both = control.repeat(len(latents) // len(control), 1, 1, 1).to(weight.dtype)
@@ -124,9 +131,3 @@ class SanaNetwork(PromptedNetwork):
         given = jobs[0].height, jobs[0].width, len(embeddings)
         needed = {"follows": control is not None, "caches": jobs[0].step_cache > 0}
         return self.transformer.read(embeddings, mask, folds=self.room.folds_prompts(*given, **needed))
-
-    def _rows(self, latents: Tensor, control: Tensor | None, *, caches: bool) -> int | None:
-        """Rows of tokens that a block has in hand at a time; None is all."""
-        count, _, height, width = latents.shape
-        follows = control is not None
-        return self.room.rows_to_denoise(height, width, count, follows=follows, caches=caches)

@@ -1,6 +1,6 @@
 """A model that is ready to draw."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -94,8 +94,7 @@ class Pipeline(Model):
 
         A model that was loaded with `offload=True` needs least: of its weights only those are in memory that
         are at work, and the others as far as they fit. Pictures are drawn one at a time unless `batch_size`
-        says otherwise, and on a CPU freed blocks of memory go back to the system at once from then on, but
-        between steps that leave room for gaps.
+        says otherwise, and on a CPU freed memory goes back to the system at once from then on.
         """
         self._room.limit(bytes_in_all)
 
@@ -246,7 +245,7 @@ class Pipeline(Model):
         conditions: Any = None,
         initial: Float[Tensor, "b c h w"] | None = None,
         control: Float[Tensor, "b c h w"] | None = None,
-    ) -> Iterator[State]:
+    ) -> Generator[State, None, None]:
         """Denoise pictures of one size and step count together, yielding each state.
 
         `conditions` are what `embed` gives for the same jobs, where it was computed before; `initial` what
@@ -270,16 +269,17 @@ class Pipeline(Model):
         self._room.rows_to_denoise(height, width, pictures, **needed)
         noise = seeded_noise(self._latent_shape(first), [job.seed for job in jobs], self.device)
         # inference_mode would not survive being suspended in the middle of a generator that its user leaves.
-        velocity = self._guided(jobs, conditions, control)
+        velocity, shared_bytes = self._guided(jobs, conditions, control)
         states = self._trajectory.states(velocity, noise, jobs, initial)
-        while True:
-            with torch.no_grad():
-                # Whoever looked at the state before may have decoded it, which takes room.
-                self._room.rows_to_denoise(height, width, pictures, **needed)
-                state = next(states, None)
-            if state is None:
-                return
-            yield state
+        with self._room.beside_steps(shared_bytes):
+            while True:
+                with torch.no_grad():
+                    # Whoever looked at the state before may have decoded it, which takes room.
+                    self._room.rows_to_denoise(height, width, pictures, **needed)
+                    state = next(states, None)
+                if state is None:
+                    return
+                yield state
 
     @torch.no_grad()
     def encode(self, images: Sequence[Image.Image], job: Settings) -> Float[Tensor, "b c h w"]:
@@ -338,12 +338,15 @@ class Pipeline(Model):
         return SanaNetwork(self.transformer, self.controlnet, self._trajectory.seen, self._room)
 
     @torch.no_grad()
-    def _guided(self, jobs: Sequence[Settings], conditions: Any, control: Tensor | None) -> Velocity:
-        prompted, pair = self._network.branches(jobs, conditions, control)
+    def _guided(
+        self, jobs: Sequence[Settings], conditions: Any, control: Tensor | None
+    ) -> tuple[Velocity, int]:
+        """What each step calls, and the bytes that all of them share."""
+        prompted, pair, shared_bytes = self._network.branches(jobs, conditions, control)
         if pair is None:
-            return prompted
+            return prompted, shared_bytes
         scales = torch.tensor([job.guidance_scale for job in jobs], device=self.device)
-        return guided(pair, scales, prompted, Interval(*jobs[0].guidance_interval))
+        return guided(pair, scales, prompted, Interval(*jobs[0].guidance_interval)), shared_bytes
 
     @torch.no_grad()
     def embed(self, jobs: Sequence[Settings]) -> Any:

@@ -155,12 +155,14 @@ class Worker:
         partials: list[list[int]] = order["partials"]
         wants_preview: list[bool] = order["previews"]
         shown = 0.0
-        for state in pipe.states(jobs, self._embed(pipe, batch, jobs), initial):
+        states = pipe.states(jobs, self._embed(pipe, batch, jobs), initial)
+        for state in states:
             rows = [row for row in range(len(jobs)) if not self._orders.is_cancelled(batch, row)]
             if not rows:
                 return
             if state.step == state.total:
                 self._step(batch, state, [], self._colours[name])
+                states.close()  # and with it what the steps shared
                 for row in rows:
                     self._picture(pipe, "picture", batch, row, state.latents)
                 return

@@ -17,6 +17,11 @@ class PromptReading(NamedTuple):
     pooled: Float[Tensor, "b c"] | None = None
     """The mean of each prompt's tokens, where the network adds it to the time."""
 
+    @property
+    def size_bytes(self) -> int:
+        """What all steps hold of it."""
+        return sum(each.size_bytes for each in self.blocks)
+
     def rows(self, start: int, stop: int) -> "PromptReading":
         """Those of some prompts of the batch."""
         pooled = None if self.pooled is None else self.pooled[start:stop]
