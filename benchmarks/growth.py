@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 
 from lineardit.bench.attention import exponent
+from lineardit.bench.memory import available_memory
 from lineardit.bench.models import Row, measure_models
 from lineardit.bench.peers import PARTS, STEPS, Contender, LeftOut, Measured, measure_peers
 from lineardit.bench.peers_report import picture_seconds
@@ -73,6 +74,20 @@ class Measuring:
     def has(self, who: str, pixels: int) -> bool:
         """Whether it need not be measured."""
         return any((each.who, each.pixels) == (who, pixels) for each in self.pictures)
+
+    def too_large(self, name: str, pixels: int) -> str:
+        """Why a picture of twice the side of one that was measured cannot fit, or nothing."""
+        for each in self.pictures:
+            if (each.who, each.pixels) == (NAMES[name], pixels // 2) and each.taken and name not in BOUNDED:
+                expected, there = (
+                    (pixels / each.pixels) ** 2 * each.taken,
+                    available_memory(torch.device("cpu")),
+                )
+                if expected > there:
+                    return (
+                        f"would take about {expected / 1e9:.0f} GB beyond weights, over {there / 1e9:.0f} GB"
+                    )
+        return ""
 
     def add(self, new: Picture) -> None:
         """Say it, keep it, and write it down."""
@@ -143,7 +158,8 @@ def page(pictures: Sequence[Picture], command: str, name: str) -> str:
         f"`{command}`; {stamp_line(hardware_stamp())}; bf16, random weights.\n\n"
         f"A picture is {STEPS} guided steps and its decoding. Seconds are medians after a first call, or "
         "that call where it is long. GB beyond weights is the most that a part took beyond what its process "
-        "held before; within 8 GB weights wait in their files, and the decoder's are among it.\n\n"
+        "held before; within 8 GB weights wait in their files, and those read for it are among it. Outputs of "
+        "SANA were compared where diffusers has room.\n\n"
         f"{markdown_table(header, cells)}\n\n" + "\n".join(lines) + "\n\n"
         f"![time]({name}-time.svg)\n\n![memory]({name}-memory.svg)\n"
     )
@@ -188,10 +204,16 @@ def main() -> None:
                 measuring.add(of_softmax(row))
     peers = [name for name in chosen if name != QUADRATIC]
     for size in sizes:
-        if not all(measuring.has(NAMES[name], size) for name in peers):
-            rows = list(measure_peers(peers, PARTS, [size], "bf16", options.budget, 0, BOUNDED))
-            for picture in of_peers(rows):
-                measuring.add(picture)
+        if all(measuring.has(NAMES[name], size) for name in peers):
+            continue
+        too_large = {name: reason for name in peers if (reason := measuring.too_large(name, size))}
+        for name, reason in too_large.items():
+            measuring.add(Picture(NAMES[name], size, None, None, None, reason))
+        fitting = [name for name in peers if name not in too_large]
+        for picture in of_peers(
+            list(measure_peers(fitting, PARTS, [size], "bf16", options.budget, 0, BOUNDED))
+        ):
+            measuring.add(picture)
     names = {QUADRATIC: SOFTMAX, **NAMES}
     wanted = {(names[name], size) for name in chosen for size in (256, *sizes)}
     pictures = sorted(each for each in measuring.pictures if (each.who, each.pixels) in wanted)
