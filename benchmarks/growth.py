@@ -158,7 +158,7 @@ def page(pictures: Sequence[Picture], command: str, name: str) -> str:
         f"`{command}`; {stamp_line(hardware_stamp())}; bf16, random weights.\n\n"
         f"A picture is {STEPS} guided steps and its decoding. Seconds are medians after a first call, or "
         "that call where it is long. GB beyond weights is the most that a part took beyond what its process "
-        "held before; within 8 GB weights wait in their files, and those read for it are among it. Outputs of "
+        "held before; within 8 GB weights wait in their files, and those that are read count. Outputs of "
         "SANA were compared where diffusers has room.\n\n"
         f"{markdown_table(header, cells)}\n\n" + "\n".join(lines) + "\n\n"
         f"![time]({name}-time.svg)\n\n![memory]({name}-memory.svg)\n"
