@@ -154,5 +154,5 @@ def test_what_is_said_suffices() -> None:
         bound.check([fit], 64, 32)
     assert str(refused.value) == (
         "memory=2.35 GB is not enough: 1000 MB are held, and decoding at 32 x 64 pixels "
-        "takes at least 1.51 GB more. Allow 2.56 GB, or draw fewer pixels."
+        "takes at least 1.51 GB more. Allow 2.58 GB, or draw fewer pixels."
     )

@@ -15,7 +15,7 @@ from lineardit.config.models import TransformerConfig
 from lineardit.errors import CheckpointError, InputError, MemoryLimitError, NotFiniteError
 from lineardit.interop import bound as bounds
 from lineardit.interop.assembly import assemble_text_encoder
-from lineardit.interop.bound import MemoryBound
+from lineardit.interop.bound import Fit, MemoryBound
 from lineardit.interop.memory import transformer_bytes
 from lineardit.interop.places import open_place
 from lineardit.interop.room import LONGEST_PROMPT
@@ -137,32 +137,55 @@ def test_blocks_that_do_not_fit_are_read_in_every_step(deeper: Path, monkeypatch
 
 
 @pytest.mark.parametrize(
-    ("room", "kept", "needed", "folds"),
+    ("room", "kept", "needed", "folds", "gaps"),
     [
-        (715, None, 115 + 10 * 60, True),
-        (714, None, 100 + 10 * 60, False),
-        (700, None, 100 + 10 * 60, False),
-        (699, None, 99 + 10 * 60, False),  # in two bands all stay
-        (698, 8, 100 + 60, False),  # at once all but nine would not
-        (160, 0, 100 + 60, False),
-        (159, 0, 99 + 60, False),
-        (158, 0, 99 + 60, False),
+        (2 * 115 + 600, None, 115 + 600, True, 115),
+        (2 * 115 + 599, None, 100 + 600, False, 100),
+        (2 * 100 + 600, None, 100 + 600, False, 100),
+        (2 * 100 + 599, 7, 100 + 60, False, 100 + 60),  # 479 bytes beside what comes and goes, twice
+        (2 * (100 + 60), 0, 100 + 60, False, 100 + 60),
+        (2 * (100 + 60) - 1, 2, 100 + 60, False, 0),
+        (160, 0, 100 + 60, False, 0),
+        (159, 0, 99 + 60, False, 0),  # in two bands
+        (158, 0, 99 + 60, False, 0),
     ],
 )
-def test_room_goes_to_blocks_that_stay_and_then_to_folded_prompts(
+def test_room_goes_to_gaps_then_to_blocks_that_stay_and_to_folded_prompts(
+    room: int, kept: int | None, needed: int, folds: bool, gaps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit = fitted_step(room, monkeypatch, keeps_freed=True)
+    assert fit == Fit("a step", 4 if needed == 159 else None, needed, kept, folds, gaps)
+
+
+@pytest.mark.parametrize(
+    ("room", "kept", "needed", "folds"),
+    [
+        (115 + 600, None, 115 + 600, True),
+        (115 + 599, None, 100 + 600, False),
+        (100 + 600, None, 100 + 600, False),
+        (99 + 600, None, 99 + 600, False),  # in two bands all stay
+        (98 + 600, 8, 100 + 60, False),  # at once all but nine would not
+        (160, 0, 100 + 60, False),
+        (159, 0, 99 + 60, False),
+    ],
+)
+def test_where_freed_memory_is_given_back_nothing_goes_to_gaps(
     room: int, kept: int | None, needed: int, folds: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A step takes 100 bytes, 99 in bands, and 15 more where prompts are folded; a block has 60."""
+    fit = fitted_step(room, monkeypatch, keeps_freed=False)
+    assert fit == Fit("a step", 4 if needed in (159, 699) else None, needed, kept, folds)
+
+
+def fitted_step(room: int, monkeypatch: pytest.MonkeyPatch, *, keeps_freed: bool) -> Fit:
+    """A step takes 100 bytes, 99 in bands, and 15 more where prompts are folded; ten blocks have 60 each."""
     monkeypatch.setattr(
         bounds, "transformer_bytes", lambda *_, rows, folds, **__: 100 + 15 * folds - (rows is not None)
     )
     config = TransformerConfig(
         depth=10, width=20, head_dim=4, cross_head_dim=10, text_width=28, latent_channels=3
     )
-    fit = MemoryBound(HELD + room, HELD).denoising(config, None, 8, 8, torch.float32, 2, block=60)
-    assert (fit.kept, fit.needed) == (kept, needed)
-    assert fit.rows == (4 if needed in (699, 159) else None)
-    assert fit.folds == folds
+    bound = MemoryBound(HELD + room, HELD)
+    return bound.denoising(config, None, 8, 8, torch.float32, 2, block=60, keeps_freed=keeps_freed)
 
 
 @pytest.mark.parametrize("room", ["for all", "for two blocks"])
@@ -224,6 +247,39 @@ def test_nothing_to_pack_is_not_a_packed_model(deeper: Path, tmp_path: Path) -> 
     with native.using("native"):
         assert pipe.pack() == 0, "float32 wins nothing"
     pipe.save_pretrained(tmp_path / "copy")
+
+
+def test_freed_memory_is_kept_between_steps_that_have_room_for_its_gaps_and_not_while_decoding(
+    published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And weights are read before it is kept."""
+    told: list[str] = []
+    keeps = [False]
+
+    def tell(name: str) -> None:
+        told.append(name)
+        keeps[0] = name == "keep"
+
+    monkeypatch.setattr("lineardit.interop.room.keep_freed_memory", lambda: tell("keep"))
+    monkeypatch.setattr("lineardit.interop.room.return_freed_memory", lambda: tell("return"))
+    monkeypatch.setattr("lineardit.interop.room.keeps_freed_memory", lambda: keeps[0])
+    enter = Offloaded.__enter__
+
+    def watched(part: Offloaded) -> None:
+        if not part.is_loaded and part in blocks:
+            told.append("read")
+        enter(part)
+
+    monkeypatch.setattr(Offloaded, "__enter__", watched)
+    pipe = Pipeline.from_pretrained(published, device="cpu", offload=True)
+    blocks = parts(pipe)["blocks"]
+    pipe.limit_memory(10**9)
+    pipe("two dogs", **CALL)
+    assert told == ["return", "return", *["read"] * len(blocks), "keep", "return"]
+    told.clear()
+    pipe.limit_memory(10**9, keep_freed=False)
+    pipe("two dogs", **CALL)
+    assert told == ["return", *["read"] * len(blocks)]
 
 
 def test_what_steps_share_is_not_given_to_a_preview(published: Path, monkeypatch: pytest.MonkeyPatch) -> None:

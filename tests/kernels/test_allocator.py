@@ -63,3 +63,36 @@ def test_kept_blocks_cost_no_fresh_pages() -> None:
     )
     # 100 and 80 MB: 44,000 pages of 4 kB, fewer where the system uses large ones.
     assert kept < 20 or kept < 0.1 * returned
+
+
+CLOSED = """
+import ctypes, torch
+from lineardit.kernels.allocator import *
+def work(size):
+    blocks = [torch.ones(size) for _ in range(10)]
+    return [bytes(3_000_000) for _ in range(3)]  # on top of them
+def heap_end():
+    library = ctypes.CDLL(None)
+    library.sbrk.restype = ctypes.c_void_p
+    return library.sbrk(0)
+keep_freed_memory()
+pins = work(4_000_000)
+assert keeps_freed_memory()
+return_freed_memory()
+assert not keeps_freed_memory()
+before = resident_bytes()
+torch.ones(6_000_000)
+stayed = resident_bytes() - before
+end = heap_end()
+keep_freed_memory()
+more = work(3_000_000)
+print(stayed, heap_end() - end)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mallopt is glibc's")
+def test_holes_that_kept_blocks_leave_are_not_filled_until_blocks_are_kept_again() -> None:
+    found = subprocess.run([sys.executable, "-c", CLOSED], check=True, capture_output=True, text=True)
+    stayed, grown = (int(word) for word in found.stdout.split())
+    assert stayed < 4_000_000, "24 MB went into a hole, and stay there"
+    assert grown < 20_000_000, "120 MB have room in the holes"

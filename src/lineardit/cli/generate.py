@@ -147,7 +147,7 @@ def generate(
     if quantize is not None:
         pipe.quantize()
     pipe.pack()
-    pipe.limit_memory(bound)
+    pipe.limit_memory(bound, keep_freed=keep_freed)
     jobs = pipe.plan(
         prompts,
         negative_prompt,

@@ -31,7 +31,8 @@ Kernels = Annotated[str, typer.Option(help="On a CPU: native (C++, compiled once
 KeepFreed = Annotated[
     bool,
     typer.Option(
-        help="Let the C library keep large blocks that are freed: faster, and more memory. Off with --memory."
+        help="Let the C library keep large blocks that are freed: faster, and more memory. "
+        "With --memory where there is room."
     ),
 ]
 

@@ -60,7 +60,7 @@ class ServingConfig(Config):
     memory: int | None = Field(None, gt=0)
     """Bytes that each worker process, on a GPU its tensors, may take; larger pictures are drawn in bands."""
     keep_freed: bool = True
-    """Workers on a CPU keep large blocks that are freed, but for those with a bound of memory."""
+    """Workers on a CPU keep large blocks that are freed; those with a bound of memory where there is room."""
     batch: int = Field(8, ge=1, le=64)
     """Pictures denoised together on a GPU. On a CPU each is denoised alone, which costs nothing there."""
     drain_seconds: float = Field(60.0, ge=0)

@@ -10,7 +10,7 @@ from torch import nn
 from lineardit.autoencoder.model import Autoencoder
 from lineardit.config.models import TransformerConfig
 from lineardit.interop.bound import Fit, MemoryBound
-from lineardit.kernels.allocator import return_freed_memory
+from lineardit.kernels.allocator import keep_freed_memory, keeps_freed_memory, return_freed_memory
 from lineardit.nn.offload import Offloaded, loaded_bytes, offloaded
 from lineardit.transformer.controlnet import ControlNet
 from lineardit.transformer.denoiser import DenoiserConfig
@@ -33,6 +33,7 @@ class Room:
         self._networks = networks
         self._limited: MemoryBound | None = None
         self._waiting = self._beside = 0
+        self._keep_freed = False
         # Looking for them takes a while, and most models have none.
         self._offloads = any(offloaded(network) for network in networks().values())
 
@@ -49,11 +50,13 @@ class Room:
         settled = self._waiting - sum(each.size_bytes for each in self._offloaded())
         return MemoryBound(self._limited.in_all, self._limited.held + settled)
 
-    def limit(self, bytes_in_all: int | None) -> None:
+    def limit(self, bytes_in_all: int | None, *, keep_freed: bool = True) -> None:
         """Stay within so many bytes from now on, what is held by now included; None lifts the bound.
 
-        On a CPU the C library is told to give freed memory back at once (`kernels.allocator`).
+        On a CPU the C library is told to give freed memory back at once (`kernels.allocator`), but between
+        steps that have room for its gaps, if `keep_freed` allows that.
         """
+        self._keep_freed = keep_freed
         for part in self._offloaded():
             part.forget()
         self._limited = None
@@ -171,7 +174,8 @@ class Room:
         control = beside.config if follows and isinstance(beside, ControlNet) else None
         block = max((each.size_bytes for each in self._blocks()), default=0)
         given = (config, control, height, width, self._dtype, pictures)
-        return bound.denoising(*given, block=block, caches=caches)
+        keeps = self._keep_freed and self._device.type == "cpu"
+        return bound.denoising(*given, block=block, caches=caches, keeps_freed=keeps)
 
     def _decoding(self, bound: MemoryBound, height: int, width: int) -> Fit:
         weights = _size(self._autoencoder.decoder)
@@ -191,13 +195,27 @@ class Room:
             fit is None
             or self._bound is None
             or kept < len(using)
-            or fit.needed + loaded_bytes(others) > self._bound.room
+            or fit.needed + fit.gaps + loaded_bytes(others) > self._bound.room
         )
         for each in others if in_the_way else []:
             each.forget()
         for each in using[:kept]:
             each.kept = True
+        if fit is not None:
+            self._keep_or_return(fit.gaps > 0, [each for each in using[:kept] if not each.is_loaded])
         return None if fit is None else fit.rows
+
+    def _keep_or_return(self, keeps: bool, waiting: Sequence[Offloaded]) -> None:
+        """Freed memory, from now on; weights that stay must not lie among what comes and goes."""
+        if not keeps:
+            if keeps_freed_memory() and self._device.type == "cpu":
+                return_freed_memory()
+        elif waiting or not keeps_freed_memory():
+            return_freed_memory()
+            for each in waiting:
+                with each:
+                    pass
+            keep_freed_memory()
 
     @property
     def _autoencoder(self) -> Autoencoder:

@@ -11,6 +11,10 @@ from lineardit.kernels.select import Choice
 # Names of glibc's malloc.h, see mallopt(3).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _NEVER, _RETURNED = 2**31 - 1, 2**20
+_LARGEST_STOPPER = 2**26
+
+_keeps = False
+_stoppers: list[int] = []
 
 
 def keep_freed_memory() -> Choice:
@@ -19,9 +23,13 @@ def keep_freed_memory() -> Choice:
     By default each block beyond some megabytes is mapped when it is made and unmapped when it is freed, so
     that every pass over a picture meets fresh pages, which the system has to clear: up to half the time of
     whatever is bound by memory. Kept blocks of up to two gigabytes are used again; the process holds its peak
-    until it ends. This is for processes that draw, not for a library to decide.
+    until it ends, or `return_freed_memory` is called. This is for processes that draw, not for a library to
+    decide.
     """
+    global _keeps
     if _told({_TRIM_THRESHOLD: _NEVER, _MMAP_THRESHOLD: _NEVER}):
+        _keeps = True
+        _remove_stoppers()
         return Choice("kept", "glibc keeps what is freed: fresh pages cost up to half of a pass over memory")
     return Choice("returned", "this C library has no mallopt, or it refused")
 
@@ -29,14 +37,49 @@ def keep_freed_memory() -> Choice:
 def return_freed_memory() -> Choice:
     """Let glibc give blocks of a megabyte and more back to the system as soon as they are freed.
 
-    What was kept until now goes back at once. Left alone glibc keeps blocks of up to 32 MB in one heap, where
-    they leave gaps: a process then holds up to twice what its tensors take. This is for processes that draw
-    within a bound.
+    What was kept until now goes back at once, and the holes that it leaves in the heap are closed until
+    blocks are kept again: what is put into a hole stays with the process when it is freed. Left alone glibc
+    keeps blocks of up to 32 MB in one heap, where they leave gaps: a process then holds up to twice what its
+    tensors take. This is for processes that draw within a bound.
     """
+    global _keeps
     if _told({_TRIM_THRESHOLD: _RETURNED, _MMAP_THRESHOLD: _RETURNED}):
+        _keeps = False
         ctypes.CDLL(None).malloc_trim(0)
+        _close_holes()
         return Choice("returned", "glibc gives back at once what is freed")
     return Choice("left alone", "this C library has no mallopt, or it refused")
+
+
+def keeps_freed_memory() -> bool:
+    """Whether this process was told to keep it, and has not been told otherwise since."""
+    return _keeps
+
+
+def _close_holes() -> None:
+    """Allocate whatever is free in the heap in pieces of a megabyte and more, and never touch it.
+
+    Pieces that have no room there are mapped, above the heap, and given back.
+    """
+    library = ctypes.CDLL(None)
+    library.malloc.restype = library.sbrk.restype = ctypes.c_void_p
+    library.sbrk.argtypes = [ctypes.c_ssize_t]
+    library.malloc.argtypes, library.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
+    end, size = library.sbrk(0), _LARGEST_STOPPER
+    while size >= _RETURNED:
+        piece = library.malloc(size)
+        if piece is not None and piece < end:
+            _stoppers.append(piece)
+            continue
+        library.free(piece)
+        size //= 2
+
+
+def _remove_stoppers() -> None:
+    library = ctypes.CDLL(None)
+    library.free.argtypes = [ctypes.c_void_p]
+    while _stoppers:
+        library.free(_stoppers.pop())
 
 
 def _told(options: Mapping[int, int]) -> bool:

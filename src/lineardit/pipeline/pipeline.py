@@ -85,7 +85,7 @@ class Pipeline(Model):
             )
         self._room = Room(lambda: self.networks)
 
-    def limit_memory(self, bytes_in_all: int | None) -> None:
+    def limit_memory(self, bytes_in_all: int | None, *, keep_freed: bool = True) -> None:
         """Draw within so many bytes of memory, what the process holds by now included; None lifts the bound.
 
         Pictures are then encoded, denoised and decoded in bands of rows, as many at a time as fit: the same
@@ -94,9 +94,10 @@ class Pipeline(Model):
 
         A model that was loaded with `offload=True` needs least: of its weights only those are in memory that
         are at work, and the others as far as they fit. Pictures are drawn one at a time unless `batch_size`
-        says otherwise, and on a CPU freed memory goes back to the system at once from then on.
+        says otherwise, and on a CPU freed memory goes back to the system at once from then on; but between
+        steps that have room for its gaps it is kept, unless `keep_freed` is false (`kernels.allocator`).
         """
-        self._room.limit(bytes_in_all)
+        self._room.limit(bytes_in_all, keep_freed=keep_freed)
 
     @property
     def is_bounded(self) -> bool:

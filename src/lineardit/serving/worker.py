@@ -95,9 +95,11 @@ class Worker:
         output: BufferedIOBase,
         together: int,
         memory: int | None = None,
+        *,
+        keep_freed: bool = True,
     ) -> None:
         self._pipes, self._orders, self._output, self._together = pipes, orders, output, together
-        self._memory, self._has_room = memory, ""
+        self._memory, self._keep_freed, self._has_room = memory, keep_freed, ""
         self._colours = {name: Colours.fit(pipe.autoencoder) for name, pipe in pipes.items()}
 
     def facts(self, name: str) -> dict[str, Any]:
@@ -182,7 +184,7 @@ class Worker:
         if self._memory is None or self._has_room == name:
             return
         for each in (*self._pipes.values(), self._pipes[name]):
-            each.limit_memory(self._memory)
+            each.limit_memory(self._memory, keep_freed=self._keep_freed)
         self._has_room = name
 
     def _embed(self, pipe: Pipeline, batch: int, jobs: Sequence[Settings]) -> Any:
@@ -223,7 +225,8 @@ def main() -> None:
     order = orders.next().message
     try:
         pipes = loaded(order)
-        worker = Worker(pipes, orders, output, order["batch"], order["memory"])
+        memory, keeps = order["memory"], order["keep_freed"]
+        worker = Worker(pipes, orders, output, order["batch"], memory, keep_freed=keeps)
     except LineardiTError as error:
         failed = {"type": "failed", "batch": None, "kind": type(error).__name__, "message": str(error)}
         output.write(pack(failed))
@@ -257,7 +260,7 @@ def loaded(order: Mapping[str, Any]) -> dict[str, Pipeline]:
         if order["quantize"] is not None:
             pipe.quantize()
         pipe.pack()
-        pipe.limit_memory(memory)
+        pipe.limit_memory(memory, keep_freed=order["keep_freed"])
     return pipes
 
 
