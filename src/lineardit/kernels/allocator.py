@@ -59,16 +59,17 @@ def keeps_freed_memory() -> bool:
 def _close_holes() -> None:
     """Allocate whatever is free in the heap in pieces of a megabyte and more, and never touch it.
 
-    Pieces that have no room there are mapped, above the heap, and given back.
+    Pieces that have no room there are mapped elsewhere, and given back.
     """
+    ends = re.findall(r"^(\w+)-(\w+) .*\[heap\]$", Path("/proc/self/maps").read_text("utf-8"), re.MULTILINE)
+    heap = [range(int(start, 16), int(end, 16)) for start, end in ends]
     library = ctypes.CDLL(None)
-    library.malloc.restype = library.sbrk.restype = ctypes.c_void_p
-    library.sbrk.argtypes = [ctypes.c_ssize_t]
+    library.malloc.restype = ctypes.c_void_p
     library.malloc.argtypes, library.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
-    end, size = library.sbrk(0), _LARGEST_STOPPER
+    size = _LARGEST_STOPPER
     while size >= _RETURNED:
         piece = library.malloc(size)
-        if piece is not None and piece < end:
+        if piece is not None and any(piece in each for each in heap):
             _stoppers.append(piece)
             continue
         library.free(piece)
