@@ -79,14 +79,9 @@ class Measuring:
         """Why a picture of twice the side of one that was measured cannot fit, or nothing."""
         for each in self.pictures:
             if (each.who, each.pixels) == (NAMES[name], pixels // 2) and each.taken and name not in BOUNDED:
-                expected, there = (
-                    (pixels / each.pixels) ** 2 * each.taken,
-                    available_memory(torch.device("cpu")),
-                )
+                expected, there = 4 * each.taken / 1e9, available_memory(torch.device("cpu")) / 1e9
                 if expected > there:
-                    return (
-                        f"would take about {expected / 1e9:.0f} GB beyond weights, over {there / 1e9:.0f} GB"
-                    )
+                    return f"would take about {expected:.0f} GB beyond weights, over {there:.0f} GB"
         return ""
 
     def add(self, new: Picture) -> None:
@@ -210,9 +205,10 @@ def main() -> None:
         for name, reason in too_large.items():
             measuring.add(Picture(NAMES[name], size, None, None, None, reason))
         fitting = [name for name in peers if name not in too_large]
-        for picture in of_peers(
-            list(measure_peers(fitting, PARTS, [size], "bf16", options.budget, 0, BOUNDED))
-        ):
+        rows = (
+            list(measure_peers(fitting, PARTS, [size], "bf16", options.budget, 0, BOUNDED)) if fitting else []
+        )
+        for picture in of_peers(rows):
             measuring.add(picture)
     names = {QUADRATIC: SOFTMAX, **NAMES}
     wanted = {(names[name], size) for name in chosen for size in (256, *sizes)}

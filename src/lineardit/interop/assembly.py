@@ -181,6 +181,7 @@ def _leave(
         own = {name.removeprefix(f"{place}."): name for name in tensors if name.startswith(f"{place}.")}
         offload(part, tensors.renamed(own))
         left -= {*own.values()}
+    # Not strict: what stays in its file is missing here, and only that.
     found = model.load_state_dict({name: tensors[name] for name in left}, strict=False, assign=True)
     assert {*found.missing_keys} == {*tensors} - left and not found.unexpected_keys, "checked above"
     for module in model.modules():

@@ -87,8 +87,8 @@ class MemoryBound:
         block take, where blocks are offloaded (`nn.offload`); `caches` is as in `transformer_bytes`.
 
         Room goes to what saves most time. Where freed memory may be kept (`kernels.allocator`), first to its
-        gaps, as large as what comes and goes: fresh pages cost a quarter of a step, reading a block anew a
-        hundredth. Then to the weights of all blocks, to folded prompts, and to tall bands.
+        gaps, as large as what comes and goes: fresh pages cost a step more than reading a few blocks anew.
+        Then to the weights of all blocks, to folded prompts, and to tall bands.
         """
 
         def needed(rows: int | None, *, folds: bool = False) -> int:

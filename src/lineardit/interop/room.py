@@ -118,9 +118,9 @@ class Room:
             return None
         beside = MemoryBound(bound.in_all, bound.held + self._beside)
         found = fit(beside)
-        return (
-            found._replace(needed=found.needed + self._beside) if found.needed <= beside.room else fit(bound)
-        )
+        if found.needed > beside.room:
+            return fit(bound)
+        return found._replace(needed=found.needed + self._beside)
 
     def _rows_of(self, fit: Fit | None, half: nn.Module, height: int, width: int) -> int | None:
         if fit is not None and self._bound is not None:
@@ -134,10 +134,8 @@ class Room:
 
         `pictures` are those of a batch, those without the prompt included. Raises as `check`.
         """
-        fit, stride = (
-            self._step_fit(height, width, pictures, follows, caches),
-            self._autoencoder.config.stride,
-        )
+        fit = self._step_fit(height, width, pictures, follows, caches)
+        stride = self._autoencoder.config.stride
         if fit is not None and self._bound is not None:
             self._bound.check([fit], height * stride, width * stride)
         return self._made_for(fit, self._blocks())
