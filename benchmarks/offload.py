@@ -28,7 +28,7 @@ from lineardit.bench.table import markdown_table, significant
 from lineardit.cli.sizes import bytes_of
 from lineardit.config.presets import autoencoder_preset, transformer_preset
 from lineardit.interop.export import export
-from lineardit.interop.places import Network, Place
+from lineardit.interop.place import Network, Place
 from lineardit.interop.shards import write_weights
 from lineardit.interop.stored import LazyTensors, Stored
 from lineardit.text.prompt import sana_instruction

@@ -19,7 +19,8 @@ from lineardit.interop.bound import UNTOLD
 from lineardit.interop.export import export
 from lineardit.interop.native import save_model
 from lineardit.interop.pickles import open_pickle
-from lineardit.interop.places import Place, open_place
+from lineardit.interop.place import Place
+from lineardit.interop.places import open_place
 from lineardit.nn.offload import offloaded
 from lineardit.pipeline import Pipeline
 

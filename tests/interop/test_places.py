@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from lineardit.diffusion.randomness import StepNoise, seeded_noise
 from lineardit.errors import CheckpointError, InputError, MissingExtraError
-from lineardit.interop import places
+from lineardit.interop import hub
 from lineardit.interop.places import open_place
 from lineardit.pipeline import Pipeline
 
@@ -342,10 +342,10 @@ def test_one_official_file_of_a_hub_id_is_a_place(
         return str(tmp_path / "sana.pth")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    assert places.resolve("hf://somebody/Sana/checkpoints/sana.pth") == tmp_path / "sana.pth"
+    assert hub.resolve("hf://somebody/Sana/checkpoints/sana.pth") == tmp_path / "sana.pth"
     assert asked == [("somebody/Sana", {"filename": "checkpoints/sana.pth", "local_files_only": True})]
     with pytest.raises(CheckpointError, match="somebody/Sana/sana.pth is no folder and no file here"):
-        places.resolve("somebody/Sana/sana.pth")
+        hub.resolve("somebody/Sana/sana.pth")
 
 
 @pytest.mark.parametrize("place", ["", "gone.safetensors", "readme.txt"])

@@ -23,12 +23,13 @@ from lineardit.config.models import TransformerConfig
 from lineardit.config.presets import autoencoder_preset, transformer_preset
 from lineardit.errors import InputError, LineardiTError, MemoryLimitError
 from lineardit.interop.assembly import assemble_autoencoder, assemble_transformer
+from lineardit.interop.bound import Steps
 from lineardit.interop.diffusers import from_diffusers_autoencoder, from_diffusers_transformer
 from lineardit.interop.diffusers_config import (
     autoencoder_config_to_diffusers,
     transformer_config_to_diffusers,
 )
-from lineardit.interop.places import Network, Place
+from lineardit.interop.place import Network, Place
 from lineardit.interop.room import Room
 from lineardit.interop.stored import open_tensors
 from lineardit.kernels import native
@@ -338,9 +339,9 @@ def _lineardit(own: Contender, folder: str, dtype: str) -> dict[str, Work]:
         latents = _latents(config.latent_channels, size, dtype)
         if allowed:
             room.limit(allowed)
-        plain, pictures = {"follows": False, "caches": False}, len(latents)
-        rows = room.rows_to_denoise(size // STRIDE, size // STRIDE, pictures, **plain)
-        read = transformer.read(text, mask, folds=room.folds_prompts(size, size, pictures, **plain))
+        steps = Steps(size, size, len(latents))
+        rows = room.rows_to_denoise(steps)
+        read = transformer.read(text, mask, folds=room.folds_prompts(steps))
         return lambda: transformer(latents, times, read, rows=rows)
 
     def decode(size: int, allowed: int) -> Callable[[], Tensor]:

@@ -12,7 +12,7 @@ import typer
 from lineardit.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
-    from lineardit.interop.places import Network, Place
+    from lineardit.interop.place import Network, Place
     from lineardit.interop.stored import LazyTensors
 
 
@@ -135,9 +135,10 @@ def model_facts(
     target: str, verify: bool, height: int | None, width: int | None, dtype: str = "auto"
 ) -> dict[str, Any]:
     """What a model is, from its description and the headers of its weights."""
+    from lineardit.interop.hub import resolve
     from lineardit.interop.lora import is_lora
     from lineardit.interop.native import check_files
-    from lineardit.interop.places import open_place, resolve
+    from lineardit.interop.places import open_place
 
     if is_lora(resolve(target)):
         return lora_facts(target)

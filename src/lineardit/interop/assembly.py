@@ -13,7 +13,8 @@ from lineardit.config.dit import DiTConfig
 from lineardit.config.models import AutoencoderConfig, Config, TransformerConfig
 from lineardit.errors import CheckpointError
 from lineardit.interop.native import load_strict
-from lineardit.interop.places import TEXT_CLASSES, TEXT_STEM, Network, Place, PublishedText
+from lineardit.interop.place import Network, Place
+from lineardit.interop.published_text import TEXT_CLASSES, TEXT_STEM, PublishedText
 from lineardit.interop.rename import check_fit
 from lineardit.interop.shards import open_weights
 from lineardit.interop.stored import STORED_DTYPES, LazyTensors

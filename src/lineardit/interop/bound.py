@@ -18,6 +18,20 @@ UNTOLD = 0.03
 """Of a bound: what libraries take inside a product is not counted, and was at most that where measured."""
 
 
+class Steps(NamedTuple):
+    """What the steps of one generation see, as far as memory goes."""
+
+    height: int
+    """Of the picture, in pixels."""
+    width: int
+    pictures: int
+    """At a time, those without the prompt included."""
+    follows: bool = False
+    """Whether a ControlNet runs beside the network."""
+    caches: bool = False
+    """As in `transformer_bytes`."""
+
+
 class Fit(NamedTuple):
     """In how many rows at a time a part of drawing runs, and what it takes then."""
 

@@ -11,6 +11,7 @@ from lineardit.errors import CheckpointError, ConfigError
 
 C = TypeVar("C", bound=Config)
 
+PIPELINE_INDEX, WEIGHTS_STEM = "model_index.json", "diffusion_pytorch_model"
 TRANSFORMER_CLASS = "SanaTransformer2DModel"
 CONTROLNET_CLASS = "SanaControlNetModel"
 AUTOENCODER_CLASS = "AutoencoderDC"

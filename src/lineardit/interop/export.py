@@ -22,7 +22,9 @@ from lineardit.interop.diffusers import (
 from lineardit.interop.diffusers_config import (
     AUTOENCODER_CLASS,
     CONTROLNET_CLASS,
+    PIPELINE_INDEX,
     TRANSFORMER_CLASS,
+    WEIGHTS_STEM,
     autoencoder_config_to_diffusers,
     controlnet_config_to_diffusers,
     transformer_config_to_diffusers,
@@ -36,14 +38,8 @@ from lineardit.interop.official import (
     with_controlnet,
 )
 from lineardit.interop.pickles import SUFFIXES, write_pickle
-from lineardit.interop.places import (
-    PIPELINE_INDEX,
-    PUBLISHED_TEXT,
-    SPARE_SUFFIX,
-    WEIGHTS_STEM,
-    Network,
-    Place,
-)
+from lineardit.interop.place import SPARE_SUFFIX, Network, Place
+from lineardit.interop.published_text import PUBLISHED_TEXT
 from lineardit.interop.schedulers import sampling_to_scheduler
 from lineardit.interop.shards import write_file, write_weights
 from lineardit.interop.stored import LazyTensors, stored_of

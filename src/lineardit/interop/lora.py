@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from lineardit.errors import CheckpointError, InputError
 from lineardit.interop.diffusers import transformer_renaming
-from lineardit.interop.places import read_json, resolve
+from lineardit.interop.hub import resolve
+from lineardit.interop.json_files import read_json
 from lineardit.interop.stored import LazyTensors, open_tensors, read_header, read_metadata
 from lineardit.nn.wide import linear
 from lineardit.transformer.model import Transformer

@@ -9,7 +9,7 @@ from torch import nn
 
 from lineardit.autoencoder.model import Autoencoder
 from lineardit.config.models import TransformerConfig
-from lineardit.interop.bound import Fit, MemoryBound
+from lineardit.interop.bound import Fit, MemoryBound, Steps
 from lineardit.kernels.allocator import keep_freed_memory, keeps_freed_memory, return_freed_memory
 from lineardit.nn.offload import Offloaded, loaded_bytes, offloaded
 from lineardit.transformer.controlnet import ControlNet
@@ -74,7 +74,7 @@ class Room:
         Raises:
             MemoryLimitError: it cannot, with the least that works.
         """
-        bound, stride = self._bound, self._autoencoder.config.stride
+        bound = self._bound
         if bound is None:
             return
         config = self._networks()["transformer"].config
@@ -82,8 +82,7 @@ class Room:
         if isinstance(config, DenoiserConfig):
             # With guidance every step sees two pictures.
             pictures = 1 if isinstance(config, TransformerConfig) and config.guidance_embedding else 2
-            sides = height // stride, width // stride
-            fits.append(self._denoising(bound, *sides, pictures, follows=follows_picture, caches=caches))
+            fits.append(self._denoising(bound, Steps(height, width, pictures, follows_picture, caches)))
         if from_picture or follows_picture:
             fits.append(self._encoding(bound, height, width))
         bound.check(fits, height, width)
@@ -127,34 +126,24 @@ class Room:
             self._bound.check([fit], height, width)
         return self._made_for(fit, offloaded(half))
 
-    def rows_to_denoise(
-        self, height: int, width: int, pictures: int, *, follows: bool, caches: bool
-    ) -> int | None:
-        """How many rows of tokens a block has in hand at a time, for latents of (height, width).
-
-        `pictures` are those of a batch, those without the prompt included. Raises as `check`.
-        """
-        fit = self._step_fit(height, width, pictures, follows, caches)
-        stride = self._autoencoder.config.stride
+    def rows_to_denoise(self, steps: Steps) -> int | None:
+        """How many rows of tokens a block has in hand at a time; None is all. Raises as `check`."""
+        fit = self._step_fit(steps)
         if fit is not None and self._bound is not None:
-            self._bound.check([fit], height * stride, width * stride)
+            self._bound.check([fit], steps.height, steps.width)
         return self._made_for(fit, self._blocks())
 
-    def folds_prompts(self, height: int, width: int, pictures: int, *, follows: bool, caches: bool) -> bool:
-        """Whether there is room for prompts that are folded (`Transformer.read`) beside such a step.
-
-        (height, width) are those of the picture.
-        """
-        stride = self._autoencoder.config.stride
-        fit = self._step_fit(height // stride, width // stride, pictures, follows, caches)
+    def folds_prompts(self, steps: Steps) -> bool:
+        """Whether there is room for prompts that are folded (`Transformer.read`) beside such steps."""
+        fit = self._step_fit(steps)
         return fit is None or fit.folds
 
-    def _step_fit(self, height: int, width: int, pictures: int, follows: bool, caches: bool) -> Fit | None:
+    def _step_fit(self, steps: Steps) -> Fit | None:
         """None without a bound, and of a network whose steps nobody has counted (DiT)."""
         bound = self._bound
         if bound is None or not isinstance(self._networks()["transformer"].config, DenoiserConfig):
             return None
-        return self._denoising(bound, height, width, pictures, follows=follows, caches=caches)
+        return self._denoising(bound, steps)
 
     def _reading(self, bound: MemoryBound) -> Fit:
         """Of one prompt: all layers where they fit, or one at a time."""
@@ -164,16 +153,15 @@ class Room:
             return Fit("reading a prompt", None, sum(layers) + beside)
         return Fit("reading a prompt", None, max(layers, default=0) + beside, kept=0)
 
-    def _denoising(
-        self, bound: MemoryBound, height: int, width: int, pictures: int, *, follows: bool, caches: bool
-    ) -> Fit:
+    def _denoising(self, bound: MemoryBound, steps: Steps) -> Fit:
         config, beside = self._networks()["transformer"].config, self._networks().get("controlnet")
         assert isinstance(config, DenoiserConfig)
-        control = beside.config if follows and isinstance(beside, ControlNet) else None
+        control = beside.config if steps.follows and isinstance(beside, ControlNet) else None
         block = max((each.size_bytes for each in self._blocks()), default=0)
-        given = (config, control, height, width, self._dtype, pictures)
+        sides = (side // self._autoencoder.config.stride for side in (steps.height, steps.width))
+        given = (config, control, *sides, self._dtype, steps.pictures)
         keeps = self._keep_freed and self._device.type == "cpu"
-        return bound.denoising(*given, block=block, caches=caches, keeps_freed=keeps)
+        return bound.denoising(*given, block=block, caches=steps.caches, keeps_freed=keeps)
 
     def _decoding(self, bound: MemoryBound, height: int, width: int) -> Fit:
         weights = _size(self._autoencoder.decoder)

@@ -28,7 +28,8 @@ from lineardit.interop.lora import (
     unload_loras,
     weigh_loras,
 )
-from lineardit.interop.places import check_control, open_place, with_parts
+from lineardit.interop.place import check_control
+from lineardit.interop.places import open_place, with_parts
 from lineardit.kernels import native
 from lineardit.kernels.select import DTYPES, inspect_machine, select
 from lineardit.nn.finite import check_parameters, finite_outputs

@@ -3,12 +3,13 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from lineardit.diffusion.paths import Times, Velocity
+from lineardit.interop.bound import Steps
 from lineardit.interop.room import Room
 from lineardit.pipeline.settings import Settings
 from lineardit.text.embedding import TextEmbedding
@@ -42,6 +43,12 @@ class Network(Protocol[Conditions]):
     def branches(self, jobs: Sequence[Settings], conditions: Conditions, control: Tensor | None) -> Branches:
         """What runs in each step; the conditions are those of the jobs, `control` a ControlNet's picture."""
         ...
+
+
+def steps_of(network: Network[Any], jobs: Sequence[Settings], control: Tensor | None) -> Steps:
+    """What the steps of these jobs see; with guidance anywhere, every picture twice."""
+    first, pictures = jobs[0], len(jobs) * (2 if network.is_guided(jobs) else 1)
+    return Steps(first.height, first.width, pictures, control is not None, first.step_cache > 0)
 
 
 class PromptedNetwork(ABC):
@@ -107,13 +114,11 @@ class SanaNetwork(PromptedNetwork):
         # Where every block runs in every step, none of the tokens between them need outlive the next.
         cache = StepCache(jobs[0].step_cache) if jobs[0].step_cache else None
         # Room for the most that a step sees, also where guidance pauses: else blocks would come and go.
-        pictures = len(jobs) * (2 if self.is_guided(jobs) else 1)
+        steps = steps_of(self, jobs, control)
 
         def velocity(latents: Tensor, times: Tensor) -> Tensor:
             shown = latents.to(weight.dtype), self.seen(times).float()
-            height, width = latents.shape[-2:]
-            needed = {"follows": control is not None, "caches": cache is not None}
-            rows = self.room.rows_to_denoise(height, width, pictures, **needed)
+            rows = self.room.rows_to_denoise(steps)
             residuals: Sequence[Tensor] = ()
             if control is not None and self.controlnet is not None:
                 both = control.repeat(len(latents) // len(control), 1, 1, 1).to(weight.dtype)
@@ -127,7 +132,5 @@ class SanaNetwork(PromptedNetwork):
     def _read(
         self, jobs: Sequence[Settings], conditions: TextEmbedding, control: Tensor | None
     ) -> PromptReading:
-        embeddings, mask = conditions
-        given = jobs[0].height, jobs[0].width, len(embeddings)
-        needed = {"follows": control is not None, "caches": jobs[0].step_cache > 0}
-        return self.transformer.read(embeddings, mask, folds=self.room.folds_prompts(*given, **needed))
+        folds = self.room.folds_prompts(steps_of(self, jobs, control))
+        return self.transformer.read(conditions.embeddings, conditions.mask, folds=folds)

@@ -25,7 +25,7 @@ from lineardit.pipeline.classes import ClassConditioning, DiTNetwork, class_traj
 from lineardit.pipeline.conditioning import Conditioning, TextConditioning
 from lineardit.pipeline.discrete import DiscreteTrajectory
 from lineardit.pipeline.model import Model
-from lineardit.pipeline.networks import Network, SanaNetwork
+from lineardit.pipeline.networks import Network, SanaNetwork, steps_of
 from lineardit.pipeline.sampling import Sampling
 from lineardit.pipeline.settings import (
     Output,
@@ -264,10 +264,8 @@ class Pipeline(Model):
             given = "a strength, but no picture" if initial is None else "a picture, but no strength"
             raise InputError(f"there is {given} to start from. Give both, or none.")
         conditions = self.embed(jobs) if conditions is None else conditions
-        height, width = self._latent_shape(first)[1:]
-        pictures = len(jobs) * (2 if self._network.is_guided(jobs) else 1)
-        needed = {"follows": control is not None, "caches": first.step_cache > 0}
-        self._room.rows_to_denoise(height, width, pictures, **needed)
+        steps = steps_of(self._network, jobs, control)
+        self._room.rows_to_denoise(steps)
         noise = seeded_noise(self._latent_shape(first), [job.seed for job in jobs], self.device)
         # inference_mode would not survive being suspended in the middle of a generator that its user leaves.
         velocity, shared_bytes = self._guided(jobs, conditions, control)
@@ -276,7 +274,7 @@ class Pipeline(Model):
             while True:
                 with torch.no_grad():
                     # Whoever looked at the state before may have decoded it, which takes room.
-                    self._room.rows_to_denoise(height, width, pictures, **needed)
+                    self._room.rows_to_denoise(steps)
                     state = next(states, None)
                 if state is None:
                     return

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 
 from lineardit.errors import CheckpointError
 from lineardit.interop.native import INDEX
-from lineardit.interop.places import Place
+from lineardit.interop.place import Place
 
 CONSISTENCY = "scm"
 """The sampler of models that see the image in one to four steps."""

@@ -27,7 +27,8 @@ from lineardit.errors import ConfigError
 from lineardit.interop.assembly import assemble_autoencoder, assemble_text_encoder, assemble_transformer
 from lineardit.interop.bundled import bundled_folder
 from lineardit.interop.export import export
-from lineardit.interop.places import Network, Place, open_place
+from lineardit.interop.place import Network, Place
+from lineardit.interop.places import open_place
 from lineardit.interop.stored import LazyTensors, stored_of
 from lineardit.text.embedding import TextEmbedding, TextEncoder
 from lineardit.training.adapter import Adapter, fresh_adapter, save_adapter

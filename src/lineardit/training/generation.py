@@ -33,7 +33,7 @@ from lineardit.interop.native import (
     only,
     save_model,
 )
-from lineardit.interop.places import PUBLISHED_TEXT, published_text
+from lineardit.interop.published_text import PUBLISHED_TEXT, published_text
 from lineardit.interop.text import load_text_encoder, text_component
 from lineardit.text.embedding import TextEmbedding, TextEncoder
 from lineardit.text.encoder import PublishedEncoder

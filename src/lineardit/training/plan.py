@@ -17,7 +17,8 @@ from lineardit.config.runs import LoopConfig, PoolRun, ReconstructionRun
 from lineardit.data.prepared import INDEX, PreparedData
 from lineardit.errors import ConfigError, InputError
 from lineardit.interop.bundled import bundled_folder, folder_named
-from lineardit.interop.places import Place, open_place
+from lineardit.interop.place import Place
+from lineardit.interop.places import open_place
 from lineardit.training.adapter import fresh_adapter
 from lineardit.training.adversarial import PatchDiscriminator, fooling_loss
 from lineardit.training.distributed import check_divisible

@@ -23,7 +23,8 @@ from lineardit.data.shards import write_shard
 from lineardit.data.survey import Entry, Problem, Survey
 from lineardit.errors import CheckpointError, InputError, OutputError
 from lineardit.interop.assembly import assemble_autoencoder, assemble_text_encoder
-from lineardit.interop.places import Place, open_place
+from lineardit.interop.place import Place
+from lineardit.interop.places import open_place
 from lineardit.kernels.select import autocast
 from lineardit.text.embedding import TextEncoder
 from lineardit.training.probe import check_same, probe
