@@ -17,9 +17,8 @@ PACKAGE = Path(__file__).parents[1] / "src" / "lineardit"
 # Triton reads its kernels' source, in which nothing may be wrapped.
 WITHOUT_TENSORS = {"errors", "config", "cli", "kernels"}
 UNITS = {path.stem for path in PACKAGE.glob("[a-z]*")} - WITHOUT_TENSORS
-UNITS |= {f"kernels.{path.stem}" for path in (PACKAGE / "kernels").glob("[a-z]*.py")} - {
-    "kernels.triton_attention"
-}
+KERNELS = {path.stem for path in (PACKAGE / "kernels").glob("[a-z]*.py") if "triton" not in path.stem}
+UNITS |= {f"kernels.{name}" for name in KERNELS}
 
 # Before anything of the package is imported: annotated shapes are then enforced in every call a test makes.
 install_import_hook([f"lineardit.{unit}" for unit in sorted(UNITS)], "beartype.beartype")

@@ -1,40 +1,24 @@
 """The Triton kernels against the float64 definition: in the interpreter, or on a GPU where there is one."""
 
 import itertools
-import os
-from typing import Any
 
-import numpy
 import pytest
 import torch
 from torch import Tensor
 
-triton = pytest.importorskip("triton", reason="triton is not installed")
+pytest.importorskip("triton", reason="triton is not installed")
 
 from lineardit.errors import InputError  # noqa: E402
 from lineardit.kernels import operators, triton_attention  # noqa: E402
 from lineardit.kernels.linear_attention import linear_attention, linear_attention_state  # noqa: E402
 from lineardit.kernels.reference import FEATURE_MAPS, quadratic_linear_attention  # noqa: E402
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def release(module: Any) -> tuple[int, ...]:
-    return tuple(map(int, module.__version__.split(".")[:2]))
-
-
 pytestmark = [
+    pytest.mark.usefixtures("device"),
     # Triton 3.6 counts so in its interpreter.
     pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning"),
-    pytest.mark.skipif(
-        DEVICE.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1",
-        reason="needs a GPU, or TRITON_INTERPRET=1 before triton is imported",
-    ),
-    pytest.mark.skipif(
-        DEVICE.type == "cpu" and release(triton) < (3, 7) and release(numpy) >= (2, 4),
-        reason="the interpreter of Triton before 3.7 cannot count with NumPy 2.4: pip install 'numpy<2.4'",
-    ),
 ]
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # On a GPU float32 products are IEEE; what is left is the order of sums.
 EXACT = {"rtol": 2e-5, "atol": 2e-5}
 
@@ -133,8 +117,8 @@ def test_states_of_chunks_add_up_and_gradients_flow_through_them() -> None:
 
 @pytest.mark.parametrize(("rows", "count"), [(1, 1), (1, 64), (1, 65), (6, 1000), (700, 40)])
 def test_every_token_belongs_to_exactly_one_program(rows: int, count: int) -> None:
-    splits, share = triton_attention._split(rows, count, torch.device("cpu"))
-    assert share % triton_attention.BLOCK == 0
+    splits, share = triton_attention.split(rows, count, 64, torch.device("cpu"))
+    assert share % 64 == 0
     taken = itertools.chain.from_iterable(
         range(split * share, min((split + 1) * share, count)) for split in range(splits)
     )

@@ -102,6 +102,7 @@ def machine_facts(device: str, dtype: str) -> dict[str, Any]:
                 ("dtype", selection.dtype),
                 ("linear attention", selection.attention),
                 ("passes on a CPU", outlook()),
+                ("passes on a GPU", selection.passes),
             )
         },
         "machine": {

@@ -27,7 +27,7 @@ Memory = Annotated[
     str | None,
     typer.Option(help="Draw within this much, as 2GB: the same picture in bands.", show_default=False),
 ]
-Kernels = Annotated[str, typer.Option(help="On a CPU: native (C++, compiled once), torch, or auto.")]
+Kernels = Annotated[str, typer.Option(help="auto, torch alone, or native: on a CPU C++, compiled once.")]
 KeepFreed = Annotated[
     bool,
     typer.Option(

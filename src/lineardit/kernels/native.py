@@ -43,19 +43,22 @@ _SUFFIXES = {torch.float32: "f32", torch.bfloat16: "bf16"}
 Library = ctypes.CDLL
 _log = logging.getLogger(__name__)
 _in_use: ctypes.CDLL | None = None
+_torch_only = False
 
 
 def use(passes: str) -> Choice:
     """Choose, for this process, what computes the passes on a CPU, and say why.
 
-    The first `auto` or `native` on a machine compiles the library, some seconds long.
+    The first `auto` or `native` on a machine compiles the library, some seconds long. On a GPU `torch` leaves
+    Triton's kernels off.
 
     Raises:
         InputError: the name is unknown, or `native` cannot be had, with the reason.
     """
-    global _in_use
+    global _in_use, _torch_only
     if passes not in PATHS:
         raise InputError(f"kernels={passes!r} is not known: use auto, torch or native.")
+    _torch_only = passes == "torch"
     if passes == "torch":
         _in_use = None
         return Choice("torch", "asked for")
@@ -72,18 +75,23 @@ def use(passes: str) -> Choice:
 @contextmanager
 def using(passes: str) -> Iterator[None]:
     """`use` for the time of a block."""
-    global _in_use
-    before = _in_use
+    global _in_use, _torch_only
+    before = _in_use, _torch_only
     use(passes)
     try:
         yield
     finally:
-        _in_use = before
+        _in_use, _torch_only = before
 
 
 def is_in_use() -> bool:
     """Whether the library computes the passes of this process."""
     return _in_use is not None
+
+
+def is_torch_asked_for() -> bool:
+    """Whether this process was told to compute with torch alone."""
+    return _torch_only
 
 
 def outlook() -> Choice:
@@ -111,7 +119,7 @@ def takes(*tensors: Tensor | None) -> ctypes.CDLL | None:
             return None
         if records and each.requires_grad:
             return None
-    return None if _transformed() else _in_use
+    return None if is_transformed() else _in_use
 
 
 def multiplies(*tensors: Tensor | None) -> bool:
@@ -141,7 +149,7 @@ def learns(*tensors: Tensor | None) -> ctypes.CDLL | None:
             return None
         if each.device.type != "cpu":
             return None
-    return None if _transformed() else _in_use
+    return None if is_transformed() else _in_use
 
 
 def call(library: ctypes.CDLL, name: str, dtype: torch.dtype, *arguments: Any) -> None:
@@ -172,7 +180,7 @@ def _argument(value: Any) -> Any:
             return (ctypes.c_int64 * len(value))(*value)
 
 
-def _transformed() -> bool:
+def is_transformed() -> bool:
     """Whether forward derivatives or function transforms are under way, which see through torch only."""
     if torch._C._functorch.maybe_current_level() is not None:
         return True

@@ -5,6 +5,7 @@ or from other machines, and gradients flow through all of them.
 """
 
 import logging
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lineardit.kernels import native
 from lineardit.kernels.reference import quadratic_linear_attention
 
 HAS_TRITON = find_spec("triton") is not None
@@ -55,7 +57,7 @@ def linear_attention_apply_backward(
 
 def runs_triton(query: Tensor, value_size: int) -> bool:
     """Whether `auto` takes the kernels for such queries: on a GPU where they agree with the definition."""
-    if not (query.is_cuda and HAS_TRITON):
+    if not (query.is_cuda and HAS_TRITON) or native.is_torch_asked_for():
         return False
     if query.dtype == torch.float64 or max(query.shape[-1], value_size) > LARGEST_HEAD:
         return False
@@ -66,17 +68,25 @@ def runs_triton(query: Tensor, value_size: int) -> bool:
 @cache
 def refusal(device: torch.device) -> str | None:
     """Why the kernels must not be used on `device`, or None: they agree with the definition, checked once."""
+    return refused(disagreement, device, "linear attention runs on torch instead")
+
+
+def refused(check: Callable[[torch.device], float], device: torch.device, instead: str) -> str | None:
+    """Why kernels must not be used that are as far from their definition as `check` says, or None.
+
+    A reason is logged with what happens `instead`.
+    """
     if not HAS_TRITON:
         return "triton is not installed"
     try:
-        apart = disagreement(device)
+        apart = check(device)
     except Exception as error:  # a compiler that is missing or broken fails in many ways
         reason = f"the Triton kernels do not run here: {(str(error) or repr(error)).splitlines()[0]}"
     else:
         if apart <= CHECKED_TO:
             return None
         reason = f"the Triton kernels are {apart:.1e} from the definition"
-    _log.warning("%s; linear attention runs on torch instead", reason)
+    _log.warning("%s; %s", reason, instead)
     return reason
 
 

@@ -1,7 +1,8 @@
-"""Passes over tokens and pixels, each defined in torch and, where the native library is in use, a loop of it.
+"""Passes over tokens and pixels, each defined in torch, and fused where that can be had.
 
-The definitions are differentiable and run everywhere. The library reads and writes memory once where torch
-does it several times, computes in float32 whatever the dtype, and rounds once.
+The definitions are differentiable and run everywhere. On a CPU where the native library is in use a pass is a
+loop of it, on a GPU a kernel of Triton's: both read and write memory once where torch does it several times,
+compute in float32 whatever the dtype, and round once.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
 
-from lineardit.kernels import gradients, native
+from lineardit.kernels import gradients, native, pass_operators
 from lineardit.kernels.convolution import LEAST_CHANNELS, convolved, convolved_doubled
 from lineardit.kernels.int8 import int8_linear, quantized_rows
 from lineardit.kernels.linear_attention import linear_attention
@@ -26,6 +27,8 @@ def steered(
         dtype = gradients.branch_dtype()
         learned: Tensor = gradients.run(gradients.Steered, x, None, shift, scale, eps, dtype, library)
         return learned
+    if pass_operators.runs_triton(x, shift, scale):
+        return pass_operators.steer(x, *_steering(x, shift, scale, eps))
     library = native.takes(x, shift, scale)
     if library is None:
         return functional.layer_norm(x, x.shape[-1:], eps=eps) * (1 + scale) + shift
@@ -65,6 +68,8 @@ def added_steered(
             gradients.Steered, x, y, shift, scale, eps, y.dtype, library
         )
         return learned
+    if torch.promote_types(x.dtype, y.dtype) == x.dtype and pass_operators.runs_triton(x, y, shift, scale):
+        return pass_operators.add_steer(x, y, *_steering(x, shift, scale, eps))
     library = native.takes(x, y, shift, scale)
     if library is None:
         total = x + y
@@ -112,6 +117,8 @@ def depthwise_gated(
     if (library := native.learns(x, weight, bias)) is not None:
         learned: Tensor = gradients.run(gradients.GatedConvolution, x, weight, bias, activate, library)
         return learned
+    if pass_operators.runs_triton(x, weight, bias):
+        return pass_operators.gated_convolution(x, weight, bias, activate)
     x = functional.silu(x) if activate else x
     if (library := native.takes(x, weight, bias)) is not None:
         b, h, w, both = x.shape
@@ -206,6 +213,19 @@ def _slopes(run: Callable[..., Tensor], *inputs: Tensor) -> Float[Tensor, " coun
         out = run(*given)
         found = torch.autograd.grad(out, given, out.detach().cos())
     return torch.cat([each.flatten() / each.abs().max() for each in found])
+
+
+def _steering(
+    x: Tensor, shift: Tensor, scale: Tensor, eps: float
+) -> tuple[Tensor, Tensor, float, torch.dtype]:
+    """What the operators take: tables for each picture, and the dtype that comes out.
+
+    That is what products will round it to, where they do; else as torch computes it.
+    """
+    dtype = torch.promote_types(torch.promote_types(x.dtype, shift.dtype), scale.dtype)
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+    return shift.expand(len(x), 1, -1), scale.expand(len(x), 1, -1), eps, dtype
 
 
 def _learns_table(x: Tensor, *tables: Tensor, branch: Tensor | None = None) -> native.Library | None:

@@ -67,6 +67,8 @@ class Selection:
     device: Choice
     dtype: Choice
     attention: Choice
+    passes: Choice
+    """Those over tokens and pixels on a GPU; for a CPU see `native.outlook`."""
 
     @property
     def torch_device(self) -> torch.device:
@@ -84,7 +86,9 @@ def select(machine: Machine, device: str = "auto", dtype: str = "auto") -> Selec
         InputError: the device or dtype is unknown or not there.
     """
     chosen = _device(machine, device)
-    return Selection(chosen, _dtype(machine, chosen.name, dtype), _attention(machine, chosen.name))
+    attention = _kernels(machine, chosen.name, "matrix products with sums in float32", "over the state")
+    passes = _kernels(machine, chosen.name, "as defined", "modulation after a norm, convolution with gate")
+    return Selection(chosen, _dtype(machine, chosen.name, dtype), attention, passes)
 
 
 def inspect_machine() -> Machine:
@@ -154,12 +158,12 @@ def _dtype(machine: Machine, device: str, wanted: str) -> Choice:
     return Choice("fp32", f"compute capability {major}.{minor} is below 8.0, which brought bf16")
 
 
-def _attention(machine: Machine, device: str) -> Choice:
+def _kernels(machine: Machine, device: str, by_torch: str, by_triton: str) -> Choice:
     if device == "cpu":
-        return Choice("torch", "matrix products with sums in float32; the Triton kernels need a GPU")
+        return Choice("torch", f"{by_torch}; the Triton kernels need a GPU")
     if machine.triton is None:
-        return Choice("torch", "matrix products with sums in float32; triton is not installed")
-    return Choice("triton", "kernels over the state, once they agree with the definition at first use")
+        return Choice("torch", f"{by_torch}; triton is not installed")
+    return Choice("triton", f"kernels: {by_triton}; once they agree with the definition at first use")
 
 
 def _features() -> frozenset[str]:

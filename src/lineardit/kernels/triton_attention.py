@@ -176,7 +176,7 @@ def state(key: Tensor, value: Tensor, mask: Tensor | None, feature_map: str) -> 
     """memory (b heads d e) and mass (b heads d) of keys and values (b heads m d) and (b heads m e)."""
     b, heads, count, size_d = key.shape
     size_e = value.shape[-1]
-    splits, share = _split(b * heads, count, key.device)
+    splits, share = split(b * heads, count, BLOCK, key.device)
     memory = key.new_empty((b, heads, splits, size_d, size_e), dtype=torch.float32)
     mass = key.new_empty((b, heads, splits, size_d), dtype=torch.float32)
     _state_kernel[(b * heads, splits)](
@@ -194,7 +194,7 @@ def state_backward(
     """Gradients of key and value, given those of `state`'s results."""
     b, heads, count, size_d = key.shape
     size_e = value.shape[-1]
-    splits, share = _split(b * heads, count, key.device)
+    splits, share = split(b * heads, count, BLOCK, key.device)
     by_key = torch.empty_like(key, memory_format=torch.contiguous_format)
     by_value = torch.empty_like(value, memory_format=torch.contiguous_format)
     _state_backward_kernel[(b * heads, splits)](
@@ -210,7 +210,7 @@ def applied(query: Tensor, memory: Tensor, mass: Tensor, feature_map: str) -> Te
     """The state's answer (b heads n e) to queries (b heads n d), in the query's dtype."""
     b, heads, count, size_d = query.shape
     size_e = memory.shape[-1]
-    splits, share = _split(b * heads, count, query.device)
+    splits, share = split(b * heads, count, BLOCK, query.device)
     out = query.new_empty((b, heads, count, size_e))
     _apply_kernel[(b * heads, splits)](
         query, memory.contiguous(), mass.contiguous(), out, *query.stride(),
@@ -226,7 +226,7 @@ def applied_backward(
     """Gradients of query, memory and mass, given that of `applied`'s result."""
     b, heads, count, size_d = query.shape
     size_e = memory.shape[-1]
-    splits, share = _split(b * heads, count, query.device)
+    splits, share = split(b * heads, count, BLOCK, query.device)
     by_query = torch.empty_like(query, memory_format=torch.contiguous_format)
     by_memory = memory.new_empty((b, heads, splits, size_d, size_e))
     by_mass = mass.new_empty((b, heads, splits, size_d))
@@ -239,16 +239,16 @@ def applied_backward(
     return by_query, by_memory.sum(2), by_mass.sum(2)
 
 
-def _split(rows: int, count: int, device: torch.device) -> tuple[int, int]:
+def split(rows: int, count: int, block: int, device: torch.device) -> tuple[int, int]:
     """Into how many programs the tokens of a row go, and how many tokens each takes: whole blocks."""
-    blocks = max(1, triton.cdiv(count, BLOCK))
+    blocks = max(1, triton.cdiv(count, block))
     if device.type == "cuda":
         processors = torch.cuda.get_device_properties(device).multi_processor_count
     else:  # the interpreter: enough to test that parts add up
         processors = 2
     wanted = max(1, PROGRAMS_PER_PROCESSOR * processors // rows)
     per_split = triton.cdiv(blocks, min(blocks, wanted))
-    return triton.cdiv(blocks, per_split), per_split * BLOCK
+    return triton.cdiv(blocks, per_split), per_split * block
 
 
 def _options(first: Tensor, second: Tensor, size_d: int, size_e: int, feature_map: str) -> dict[str, object]:
