@@ -328,10 +328,58 @@ def test_what_saves_weights_reads_them_all(published: Path, tmp_path: Path) -> N
 def test_an_offloaded_model_is_quantized_as_any_other(published: Path) -> None:
     pipes = [whole(published), Pipeline.from_pretrained(published, device="cpu", offload=True)]
     for pipe in pipes:
+        assert not pipe.is_quantized
         pipe.quantize()
-    assert not parts(pipes[1])["blocks"] and parts(pipes[1])["decoder"]
+        assert pipe.is_quantized
     one, other = (pipe("two dogs", **CALL).images for pipe in pipes)
     assert torch.equal(one, other)
+    assert in_memory(pipes[1]) == {"decoder"}, "blocks made room for it"
+    assert torch.equal(pipes[1]("two dogs", **CALL).images, one)
+    with pipes[1].watched():
+        assert torch.equal(pipes[1]("two dogs", **CALL).images, one)
+    for pipe in pipes:
+        with pytest.raises(InputError, match="quantized already"):
+            pipe.quantize()
+        with pytest.raises(InputError, match="is not saved"):
+            pipe.save_pretrained("nowhere")
+
+
+def test_blocks_take_what_they_said_once_they_are_quantized(published: Path) -> None:
+    pipe = Pipeline.from_pretrained(published, device="cpu", offload=True)
+    before = [each.size_bytes for each in parts(pipe)["blocks"]]
+    pipe.quantize()
+    for part, block, plain in zip(parts(pipe)["blocks"], pipe.transformer.blocks, before, strict=True):
+        assert part.stored_bytes == plain
+        with part:
+            found = [*block.state_dict(keep_vars=True).values()]
+            assert not any(each.is_meta for each in found)
+            assert part.size_bytes == sum(each.nbytes for each in found) < plain / 2
+        assert part.size_bytes < plain
+
+
+@pytest.mark.parametrize(("room", "kept"), [("all", 3), ("a byte less", 1), ("one", 0), ("none", None)])
+def test_quantized_blocks_stay_as_far_as_they_fit_beside_the_one_that_is_read(
+    room: str, kept: int | None, deeper: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step takes a megabyte however it is done."""
+    monkeypatch.setattr(bounds, "decoder_bytes", lambda *_: 0)
+    monkeypatch.setattr(bounds, "transformer_bytes", lambda *_, **__: 10**6)
+    pipe = Pipeline.from_pretrained(deeper, device="cpu", offload=True)
+    pipe.quantize()
+    wanted = pipe("two dogs", **CALL).images
+    part = parts(pipe)["blocks"][0]
+    one = 10**6 + part.stored_bytes + part.size_bytes
+    rooms = {"all": one + 2 * part.size_bytes, "one": one, "none": one - 1}
+    rooms["a byte less"] = rooms["all"] - 1
+    pipe.limit_memory(HELD + rooms[room], keep_freed=False)
+    if kept is None:
+        with pytest.raises(MemoryLimitError):
+            pipe("two dogs", **CALL)
+        return
+    seen = Seen(pipe, monkeypatch)
+    assert torch.equal(pipe("two dogs", **CALL).images, wanted)
+    often = [number for (name, number), reads in seen.reads.items() if name == "blocks" and reads > 2]
+    assert 3 - len(often) == kept
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -92,13 +92,15 @@ class MemoryBound:
         pictures: int,
         *,
         block: int = 0,
+        reading: int = 0,
         caches: bool = False,
         keeps_freed: bool = False,
     ) -> Fit:
         """Of a step with so many pictures of (height, width) latents, those without the prompt included.
 
-        `control` is the configuration of a ControlNet that runs beside it. `block` is what the weights of a
-        block take, where blocks are offloaded (`nn.offload`); `caches` is as in `transformer_bytes`.
+        `control` is the configuration of a ControlNet that runs beside it. Where blocks are offloaded
+        (`nn.offload`), the weights of one take `block` bytes, and `reading` more while they are changed
+        (`nn.int8`). `caches` is as in `transformer_bytes`.
 
         Room goes to what saves most time. Where freed memory may be kept (`kernels.allocator`), first to its
         gaps, as large as what comes and goes: fresh pages cost a step more than reading a few blocks anew.
@@ -111,12 +113,13 @@ class MemoryBound:
 
         if not isinstance(config, TransformerConfig):  # the article's network has no bands
             return Fit("a step", None, needed(None, folds=True), folds=True)
-        rows, blocks = height // config.patch_size, config.depth * block
+        rows, blocks = height // config.patch_size, config.depth * block + reading
+        hand = block + reading
         folded, plain = needed(None, folds=True), needed(None)
         for folds, work in ((True, folded), (False, plain)) if keeps_freed else ():
             if 2 * work + blocks <= self.room:
                 return Fit("a step", None, work + blocks, folds=folds, gaps=work)
-        one = plain + block  # which comes and goes, too
+        one = plain + hand  # which comes and goes, too
         if keeps_freed and block and 2 * one <= self.room:
             return Fit("a step", None, one, (self.room - 2 * one) // block, gaps=one)
         if folded + blocks <= self.room:
@@ -125,8 +128,8 @@ class MemoryBound:
         if not block or all_kept.needed + blocks <= self.room:
             return all_kept._replace(needed=all_kept.needed + blocks)
         # One block is in hand, and those keep their weights that fit beside.
-        found = tallest("a step", needed, rows, self.room - block)
-        least = found.needed + block
+        found = tallest("a step", needed, rows, self.room - hand)
+        least = found.needed + hand
         return found._replace(needed=least, kept=max(0, self.room - least) // block)
 
     def decoding(

@@ -32,7 +32,8 @@ class Room:
     def __init__(self, networks: Callable[[], Mapping[str, nn.Module]]) -> None:
         self._networks = networks
         self._limited: MemoryBound | None = None
-        self._waiting = self._beside = 0
+        self._waiting: frozenset[Offloaded] = frozenset()
+        self._beside = 0
         self._keep_freed = False
         # Looking for them takes a while, and most models have none.
         self._offloads = any(offloaded(network) for network in networks().values())
@@ -47,7 +48,7 @@ class Room:
         """The bound, beside what is held by now: weights may have been read for good since it was set."""
         if self._limited is None:
             return None
-        settled = self._waiting - sum(each.size_bytes for each in self._offloaded())
+        settled = sum(each.size_bytes for each in self._waiting.difference(self._offloaded()))
         return MemoryBound(self._limited.in_all, self._limited.held + settled)
 
     def limit(self, bytes_in_all: int | None, *, keep_freed: bool = True) -> None:
@@ -63,7 +64,7 @@ class Room:
         if bytes_in_all is not None:
             if self._device.type == "cpu":
                 return_freed_memory()
-            self._waiting = sum(each.size_bytes for each in self._offloaded())
+            self._waiting = frozenset(self._offloaded())
             self._limited = MemoryBound.beside_held(bytes_in_all, self._device)
 
     def check(
@@ -158,10 +159,12 @@ class Room:
         assert isinstance(config, DenoiserConfig)
         control = beside.config if steps.follows and isinstance(beside, ControlNet) else None
         block = max((each.size_bytes for each in self._blocks()), default=0)
+        changed = (each.stored_bytes for each in self._blocks() if each.when_read is not None)
         sides = (side // self._autoencoder.config.stride for side in (steps.height, steps.width))
         given = (config, control, *sides, self._dtype, steps.pictures)
         keeps = self._keep_freed and self._device.type == "cpu"
-        return bound.denoising(*given, block=block, caches=steps.caches, keeps_freed=keeps)
+        weights = {"block": block, "reading": max(changed, default=0)}
+        return bound.denoising(*given, **weights, caches=steps.caches, keeps_freed=keeps)
 
     def _decoding(self, bound: MemoryBound, height: int, width: int) -> Fit:
         weights = _size(self._autoencoder.decoder)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from lineardit.errors import InputError
 from lineardit.kernels.int8 import int8_linear, quantized_rows
-from lineardit.nn.offload import settle
+from lineardit.nn.offload import offloaded
 from lineardit.nn.wide import Linear
 
 
@@ -40,6 +40,35 @@ def quantize_linears(model: nn.Module) -> int:
     Raises:
         InputError: weights of float16, whose products are float32 anyway, or no layer to replace.
     """
+    found = _to_quantize(model)
+    for parent, name, layer in found:
+        setattr(parent, name, Int8Linear(layer))
+        layer.weight = nn.Parameter(torch.empty_like(layer.weight, device="meta"), requires_grad=False)
+    return len(found)
+
+
+def quantize_blocks(transformer: nn.Module) -> None:
+    """The same for its `blocks`; offloaded ones are quantized whenever they are read. Raises alike."""
+    for block in transformer.get_submodule("blocks").children():
+        parts = offloaded(block)
+        if not parts:
+            quantize_linears(block)
+            continue
+        if any(part.when_read is not None for part in parts):
+            raise InputError(_NOTHING)
+        weights = [layer.weight for _, _, layer in _to_quantize(block)]
+        for part in parts:
+            part.forget()
+            part.size_bytes -= sum(each.nbytes - each.numel() - _SCALE_BYTES * len(each) for each in weights)
+            part.when_read = quantize_linears
+
+
+_SCALE_BYTES = torch.float32.itemsize
+_NOTHING = "there is no linear layer to quantize: the model is quantized already, or has none of the kind."
+
+
+def _to_quantize(model: nn.Module) -> list[tuple[nn.Module, str, Linear]]:
+    """Layers with the modules that have them, and what they are called there. Raises `InputError`."""
     found = [
         (parent, name, layer)
         for parent in model.modules()
@@ -47,18 +76,7 @@ def quantize_linears(model: nn.Module) -> int:
         if type(layer) is Linear and name != "to_kv"
     ]
     if not found:
-        raise InputError(
-            "there is no linear layer to quantize: the model is quantized already, or has none of the kind."
-        )
-    for parent, name, layer in found:
-        if layer.weight.dtype == torch.float16:
-            raise InputError("weights of float16 cannot be quantized to int8. Use dtype bf16 or fp32.")
-        setattr(parent, name, Int8Linear(layer))
-    return len(found)
-
-
-def quantize_blocks(transformer: nn.Module) -> None:
-    """The same for its `blocks`, one at a time: offloaded ones are read for it, and stay. Raises alike."""
-    for block in transformer.get_submodule("blocks").children():
-        settle(block)
-        quantize_linears(block)
+        raise InputError(_NOTHING)
+    if any(layer.weight.dtype == torch.float16 for _, _, layer in found):
+        raise InputError("weights of float16 cannot be quantized to int8. Use dtype bf16 or fp32.")
+    return found

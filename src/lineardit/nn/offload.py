@@ -4,7 +4,8 @@
     with loaded(block): ...       inside they are there; any other module passes through
 
 What is read for one use is forgotten after it, unless it is to be `kept`, until somebody needs the room
-(`forget`). What is kept may be laid out anew as soon as it is read (`when_kept`, `nn.packed`).
+(`forget`). What is read may be changed at once (`when_read`, `nn.int8`), and what is kept laid out anew
+(`when_kept`, `nn.packed`).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -44,10 +45,14 @@ class Offloaded(AbstractContextManager[None]):
         self._children = [
             (parent, name, child) for parent in module.modules() for name, child in parent.named_children()
         ]
-        self.size_bytes = sum(place.nothing.nbytes for place in self._places)
+        self.stored_bytes = sum(place.nothing.nbytes for place in self._places)
+        self.size_bytes = self.stored_bytes
+        """What it takes once it was read and changed."""
         self.kept = self.is_loaded = False
-        self.when_kept: Callable[[nn.Module], None] | None = None
-        """What is done to the module when its weights were read to be kept; it may replace layers in it."""
+        self.when_read: Callable[[nn.Module], object] | None = None
+        """What is done to the module whenever its weights were read; it may replace layers in it."""
+        self.when_kept: Callable[[nn.Module], object] | None = None
+        """The same after that, where they were read to be kept; no number changes."""
         self._users = 0
 
     def __enter__(self) -> None:
@@ -55,6 +60,8 @@ class Offloaded(AbstractContextManager[None]):
             try:
                 for place in self._places:
                     place.put(place.read())
+                if self.when_read is not None:
+                    self.when_read(self._module)
                 if self.kept and self.when_kept is not None:
                     self.when_kept(self._module)
             except BaseException:
@@ -70,7 +77,7 @@ class Offloaded(AbstractContextManager[None]):
 
     @contextmanager
     def plain(self) -> Iterator[None]:
-        """Inside, its weights are read as they are stored; `when_kept` waits."""
+        """Inside, layers are those that compute the same without the layout of `when_kept`."""
         self.forget()
         waiting, self.when_kept = self.when_kept, None
         try:
