@@ -163,13 +163,13 @@ def page(pictures: Sequence[Picture], command: str, name: str) -> str:
 def points(pictures: Sequence[Picture], who: str, what: str) -> list[tuple[int, float]]:
     """(pixels in all, value) of those that were measured."""
     own = [(each.pixels**2, getattr(each, what)) for each in pictures if each.who == who]
-    return [(pixels, value) for pixels, value in own if value is not None]
+    return [(pixels, float(value)) for pixels, value in own if value is not None]
 
 
 def plot(pictures: Sequence[Picture], what: str, title: str, label: str, unit: float) -> str:
     """Both axes logarithmic: a straight line of slope 1 is linear growth."""
     series = {
-        who: [(x, y / unit) for x, y in points(pictures, who, what)]
+        who: [(float(x), y / unit) for x, y in points(pictures, who, what)]
         for who in dict.fromkeys(each.who for each in pictures)
     }
     kept = {who: line for who, line in series.items() if line}

@@ -1,7 +1,6 @@
 """The study benchmarks/linear_against_softmax.py: equal networks, equal data, and verdicts that follow."""
 
-import importlib.util
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -18,16 +17,8 @@ CONFIG = TransformerConfig(
 
 
 @pytest.fixture(scope="module")
-def study() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "linear_against_softmax.py"
-    spec = importlib.util.spec_from_file_location("linear_against_softmax", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # Its dataclasses look their own module up.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(importlib.import_module("sys").modules, spec.name, module)
-        spec.loader.exec_module(module)
-    return module
+def study(script: Callable[[str], ModuleType]) -> ModuleType:
+    return script("linear_against_softmax")
 
 
 def size(model: torch.nn.Module) -> int:
