@@ -313,3 +313,15 @@ def test_training_with_long_prompts_attends_as_usual(monkeypatch: pytest.MonkeyP
         out = ours(x.requires_grad_(), text)
     assert type(out.grad_fn).__name__ != "LearnedBackward"
     torch.testing.assert_close(out, ours(x, text), **EQUAL)
+
+
+def test_prompts_padded_for_a_gpu_say_the_same() -> None:
+    torch.manual_seed(0)
+    ours, counts = CrossAttention(64, 16), (3, 40, 33)
+    x, prompt = torch.randn(3, 5, 64), torch.randn(sum(counts), 64)
+    wanted = ours(x, ours.read(prompt, counts))
+    both = nn.utils.rnn.pad_sequence(list(ours.to_kv(prompt).split(counts)), batch_first=True)
+    read = ours._padded(both, counts)
+    assert read.key.shape[2] == 64 and not read.counts
+    torch.testing.assert_close(ours(x, read), wanted)
+    torch.testing.assert_close(ours(x[1:2], read.rows(1, 2)), wanted[1:2])

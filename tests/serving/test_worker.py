@@ -23,7 +23,7 @@ from lineardit.serving.worker import Orders, Worker, loaded
 
 CAT = "a red apple left of a cat"
 LOADED = {
-    **{"device": "cpu", "dtype": "fp32", "kernels": "auto", "quantize": None},
+    **{"device": "cpu", "dtype": "fp32", "kernels": "auto", "compile": False, "quantize": None},
     **{"memory": None, "keep_freed": True},
 }
 

@@ -9,6 +9,7 @@ import typer
 
 from lineardit.cli.options import (
     AutoencoderPlace,
+    Compile,
     GuidanceInterval,
     KeepFreed,
     Kernels,
@@ -89,6 +90,7 @@ def generate(
     quantize: Quantize = None,
     memory: Memory = None,
     kernels: Kernels = "auto",
+    compile: Compile = False,
     keep_freed: KeepFreed = True,
     debug_nan: Annotated[
         bool, typer.Option("--debug-nan", help="Name the first layer whose numbers are not finite; slower.")
@@ -146,6 +148,8 @@ def generate(
         pipe.load_controlnet(controlnet)
     if quantize is not None:
         pipe.quantize()
+    if compile:
+        pipe.compile()
     pipe.pack()
     pipe.limit_memory(bound, keep_freed=keep_freed)
     jobs = pipe.plan(

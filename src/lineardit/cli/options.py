@@ -28,6 +28,9 @@ Memory = Annotated[
     typer.Option(help="Draw within this much, as 2GB: the same picture in bands.", show_default=False),
 ]
 Kernels = Annotated[str, typer.Option(help="auto, torch alone, or native: on a CPU C++, compiled once.")]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="With torch.compile: slow at first, for many pictures on a GPU.")
+]
 KeepFreed = Annotated[
     bool,
     typer.Option(

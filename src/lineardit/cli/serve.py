@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lineardit.cli.options import KeepFreed, Kernels, Memory, Quantize
+from lineardit.cli.options import Compile, KeepFreed, Kernels, Memory, Quantize
 from lineardit.cli.sizes import bytes_of
 from lineardit.errors import InputError, MissingExtraError
 
@@ -41,6 +41,7 @@ def serve(
     dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16 or auto.")] = "fp32",
     memory: Memory = None,
     kernels: Kernels = "auto",
+    compile: Compile = False,
     quantize: Quantize = None,
     keep_freed: KeepFreed = True,
     batch: Annotated[int, typer.Option(help="Pictures drawn together on a GPU.")] = 8,
@@ -83,6 +84,7 @@ def serve(
         devices=tuple(device or ("auto",)),
         dtype=dtype,
         kernels=kernels,
+        compile=compile,
         quantize=quantize,
         memory=None if memory is None else bytes_of(memory),
         keep_freed=keep_freed,

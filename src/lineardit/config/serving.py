@@ -55,6 +55,8 @@ class ServingConfig(Config):
     """fp32, bf16, fp16 or auto."""
     kernels: str = "auto"
     """What computes passes over memory on a CPU: native (C++), torch, or auto."""
+    compile: bool = False
+    """Steps and decoding are compiled by torch.compile: the first picture of a size takes minutes."""
     quantize: Literal["int8"] | None = None
     """What the layers of the transformers are rounded to."""
     memory: int | None = Field(None, gt=0)

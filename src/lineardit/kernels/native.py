@@ -124,8 +124,10 @@ def takes(*tensors: Tensor | None) -> ctypes.CDLL | None:
 
 def multiplies(*tensors: Tensor | None) -> bool:
     """Whether oneDNN, where torch has it, may multiply these tensors beside the library."""
+    if takes(*tensors) is None or torch.is_autocast_enabled("cpu"):  # None while torch.compile traces
+        return False
     has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return has_onednn and not torch.is_autocast_enabled("cpu") and takes(*tensors) is not None
+    return has_onednn
 
 
 @cache

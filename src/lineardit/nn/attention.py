@@ -95,6 +95,10 @@ class SoftmaxSelfAttention(nn.Module):
         return out
 
 
+PADDING = 32
+"""Tokens that prompts are padded to a multiple of on a GPU."""
+
+
 class KeyValue(NamedTuple):
     """What cross-attention makes of prompts; the same in every step of a generation."""
 
@@ -167,9 +171,18 @@ class CrossAttention(nn.Module):
         memory.
         """
         both = nn.utils.rnn.pad_sequence(list(self.to_kv(prompt).split(counts)), batch_first=True)
+        if both.is_cuda:
+            return self._padded(both, counts)
         key, value = self._split(both)
         folded = self._folded(key, value, counts) if folds else ()
         return KeyValue(key, value, counts=counts, folded=folded)
+
+    def _padded(self, both: Float[Tensor, "b m c2"], counts: tuple[int, ...]) -> KeyValue:
+        """For a GPU: few lengths, each with kernels and graphs of its own, and nothing to copy in a step."""
+        length = -(-both.shape[1] // PADDING) * PADDING
+        key, value = self._split(functional.pad(both, (0, 0, 0, length - both.shape[1])))
+        there = torch.arange(length, device=both.device) < torch.tensor(counts, device=both.device)[:, None]
+        return KeyValue(key, value, there)
 
     def _keys_and_values(self, prompt: Tensor, mask: Tensor | None) -> KeyValue:
         return KeyValue(*self._split(self.to_kv(prompt)), None if mask is None else never_empty(mask))

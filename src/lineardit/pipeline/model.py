@@ -36,6 +36,7 @@ from lineardit.nn.finite import check_parameters, finite_outputs
 from lineardit.nn.int8 import Int8Linear, quantize_blocks
 from lineardit.nn.offload import offloaded, settle
 from lineardit.nn.packed import PackedLinear, pack_blocks
+from lineardit.pipeline.compiled import Compiled, compile_decoder
 from lineardit.pipeline.sampling import Sampling, sampling_of
 from lineardit.text.embedding import TextEncoder
 from lineardit.transformer.controlnet import ControlNet
@@ -64,6 +65,7 @@ class Model:
         self.transformer, self.autoencoder, self.text_encoder = transformer, autoencoder, text_encoder
         self.controlnet, self.classes = controlnet, tuple(classes)
         self.sampling, self.name = sampling, name
+        self._compiled: Compiled | None = None
         self._lora_places: dict[str, str] = {}
         self._control_place: str | None = None
 
@@ -203,6 +205,7 @@ class Model:
 
         The weights take half the memory of bfloat16, and products run at up to twice its rate (`nn.int8`);
         what that costs is in docs/performance.md. LoRAs are merged first, and none can be added later.
+        Offloaded blocks are rounded whenever they are read.
 
         Raises:
             InputError: the model is quantized already, or its weights are float16.
@@ -227,7 +230,9 @@ class Model:
     @property
     def is_quantized(self) -> bool:
         """Whether the transformer's layers are int8."""
-        return any(isinstance(each, Int8Linear) for each in self.transformer.modules())
+        return any(isinstance(each, Int8Linear) for each in self.transformer.modules()) or any(
+            part.when_read is not None for part in offloaded(self.transformer)
+        )
 
     def pack(self) -> int:
         """Lay the weights of SANA's blocks out as products read them, and return of how many layers.
@@ -242,6 +247,27 @@ class Model:
         if not native.is_in_use() or self._is_fixed or loras(self.transformer):
             return 0
         return pack_blocks(self.transformer)
+
+    def compile(self) -> None:
+        """Compile the steps of SANA's transformer, and the decoder; on a GPU they run as CUDA graphs.
+
+        The first step and the first decoding of each size take a minute or more, the others less time than
+        before. With a step cache, a ControlNet or bands steps run as they are.
+
+        Raises:
+            InputError: another network, one whose weights wait in their files, or a CPU with the C++ passes.
+        """
+        if not isinstance(self.transformer, Transformer):
+            raise InputError(f"a {type(self.transformer).__name__} is not compiled, SANA's transformer is.")
+        if offloaded(self.transformer) or offloaded(self.autoencoder):
+            raise InputError("weights that wait in their files are not compiled: leave out one of both.")
+        if self.device.type == "cpu" and native.is_in_use():
+            raise InputError(
+                "torch.compile cannot look into the C++ passes, which are faster. Leave out compile, or "
+                "choose kernels torch."
+            )
+        self._compiled = Compiled(self.transformer)
+        compile_decoder(self.autoencoder)
 
     @property
     def _is_fixed(self) -> bool:
@@ -281,6 +307,7 @@ class Model:
     def watched(self) -> Iterator[None]:
         """Inside, the first layer whose output is not finite raises `NotFiniteError` and is named; slower."""
         with ExitStack() as stack:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
             for name, network in self.networks.items():
                 for part in offloaded(network):
                     stack.enter_context(part.plain())

@@ -11,6 +11,7 @@ from torch import Tensor
 from lineardit.diffusion.paths import Times, Velocity
 from lineardit.interop.bound import Steps
 from lineardit.interop.room import Room
+from lineardit.pipeline.compiled import Compiled
 from lineardit.pipeline.settings import Settings
 from lineardit.text.embedding import TextEmbedding
 from lineardit.transformer.controlnet import ControlNet
@@ -96,6 +97,8 @@ class SanaNetwork(PromptedNetwork):
     seen: Callable[[Times], Times]
     """Times as the network was shown them in training."""
     room: Room
+    compiled: Compiled | None = None
+    """The transformer's steps, where nothing but latents and times changes between them."""
 
     def is_guided(self, jobs: Sequence[Settings]) -> bool:
         """Where a scale is not 1, unless the scale is an input of the network."""
@@ -124,6 +127,8 @@ class SanaNetwork(PromptedNetwork):
                 both = control.repeat(len(latents) // len(control), 1, 1, 1).to(weight.dtype)
                 scale = jobs[0].controlnet_conditioning_scale or 0.0
                 residuals = self.controlnet(*shown, text.embeddings, both, text.mask, scale, rows)
+            if self.compiled is not None and control is None and cache is None and rows is None:
+                return self.compiled(*shown, read, guidance)
             out: Tensor = self.transformer(*shown, read, None, guidance, residuals, cache, rows)
             return out
 

@@ -334,7 +334,9 @@ class Pipeline(Model):
             return DiTNetwork(self.transformer, self._trajectory.seen)
         if isinstance(self.transformer, ArticleSana):
             return ArticleNetwork(self.transformer, self._trajectory.seen)
-        return SanaNetwork(self.transformer, self.controlnet, self._trajectory.seen, self._room)
+        return SanaNetwork(
+            self.transformer, self.controlnet, self._trajectory.seen, self._room, self._compiled
+        )
 
     @torch.no_grad()
     def _guided(

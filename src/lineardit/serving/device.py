@@ -113,6 +113,7 @@ class Device:
             "device": self._name,
             "dtype": self._config.dtype,
             "kernels": self._config.kernels,
+            "compile": self._config.compile,
             "quantize": self._config.quantize,
             "memory": self._config.memory,
             "keep_freed": self._config.keep_freed,

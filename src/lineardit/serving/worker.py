@@ -1,7 +1,7 @@
 """The process that owns one device: `python -m lineardit.serving.worker`, spoken to in frames over its pipes.
 
-    in    load     models, device, dtype, kernels, quantize,    once, first: {name: place}
-                   memory, keep_freed, batch
+    in    load     models, device, dtype, kernels, compile,     once, first: {name: place}
+                   quantize, memory, keep_freed, batch
           draw     batch, jobs, partials, previews          bytes: pixels to start from, if any
           cancel   batch, row
     out   ready    models: what each takes, and how many pictures are drawn together
@@ -250,8 +250,10 @@ def loaded(order: Mapping[str, Any]) -> dict[str, Pipeline]:
         )
         for name, place in order["models"].items()
     }
-    if any(pipe.device.type == "cpu" for pipe in pipes.values()):
+    on_cpu = any(pipe.device.type == "cpu" for pipe in pipes.values())
+    if on_cpu or order["kernels"] == "torch":
         native.use(order["kernels"])
+    if on_cpu:
         if order["keep_freed"] and memory is None:
             keep_freed_memory()
         else:
@@ -259,6 +261,8 @@ def loaded(order: Mapping[str, Any]) -> dict[str, Pipeline]:
     for pipe in pipes.values():
         if order["quantize"] is not None:
             pipe.quantize()
+        if order["compile"]:
+            pipe.compile()
         pipe.pack()
         pipe.limit_memory(memory, keep_freed=order["keep_freed"])
     return pipes

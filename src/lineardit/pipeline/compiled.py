@@ -1,0 +1,48 @@
+"""Steps and decoding compiled by torch.compile; on a GPU they run as CUDA graphs."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lineardit.autoencoder.model import Autoencoder
+from lineardit.transformer.generation import PromptReading
+from lineardit.transformer.model import Transformer
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A transformer that is compiled, for each shape anew, when it is called."""
+
+    transformer: Transformer
+    _step: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        options = _options(next(self.transformer.parameters()).device)
+        object.__setattr__(self, "_step", torch.compile(self.transformer, **options))
+
+    def __call__(
+        self,
+        latents: Float[Tensor, "b c h w"],
+        times: Float[Tensor, " b"],
+        read: PromptReading,
+        guidance: Float[Tensor, " b"] | None,
+    ) -> Float[Tensor, "b c h w"]:
+        """As `Transformer.forward`, in memory that the next call leaves alone."""
+        if not latents.is_cuda:
+            velocity: Tensor = self._step(latents, times, read, None, guidance)
+            return velocity
+        torch.compiler.cudagraph_mark_step_begin()
+        return self._step(latents, times, read, None, guidance).clone()
+
+
+def compile_decoder(autoencoder: Autoencoder) -> None:
+    """Compile it in place."""
+    autoencoder.decoder.compile(**_options(autoencoder.scale.device))
+
+
+def _options(device: torch.device) -> dict[str, Any]:
+    mode = "reduce-overhead" if device.type == "cuda" else None
+    return {"fullgraph": True, "dynamic": False, "mode": mode}
