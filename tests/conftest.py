@@ -35,7 +35,7 @@ def process_as_it_was() -> Iterator[None]:
     yield
     torch.set_num_threads(1)
     if native := sys.modules.get("lineardit.kernels.native"):
-        native.use("torch")
+        native._in_use, native._torch_only = None, False
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

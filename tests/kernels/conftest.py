@@ -7,7 +7,7 @@ import numpy
 import pytest
 import torch
 
-from lineardit.kernels import native
+from lineardit.kernels import native, operators, pass_operators
 
 
 @pytest.fixture(params=["native", "torch"])
@@ -31,3 +31,17 @@ def device() -> torch.device:
     if old < (3, 7) and new >= (2, 4):
         pytest.skip("Triton's interpreter before 3.7 cannot count with NumPy 2.4: pip install 'numpy<2.4'")
     return torch.device("cpu")
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """No kernel of Triton's has been checked yet, and what comes of it is forgotten."""
+
+    def forget() -> None:
+        for family in (operators, pass_operators):
+            family.refusal.cache_clear()
+        operators.REFUSALS.clear()
+
+    forget()
+    yield
+    forget()

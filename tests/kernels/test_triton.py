@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -155,13 +156,13 @@ def test_torch_compile_takes_the_operators_whole() -> None:
         torch.testing.assert_close(one, two)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_kernels_that_agree_with_the_definition_are_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    operators.refusal.cache_clear()
     assert operators.refusal(DEVICE) is None
     assert operators.disagreement(DEVICE) < 1e-5
-    operators.refusal.cache_clear()
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
@@ -172,7 +173,6 @@ def test_kernels_that_agree_with_the_definition_are_not_refused(monkeypatch: pyt
 def test_kernels_that_are_wrong_or_break_are_refused_with_the_reason(
     monkeypatch: pytest.MonkeyPatch, fault: object, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    operators.refusal.cache_clear()
 
     class Broken:
         state = staticmethod(triton_attention.state)
@@ -186,7 +186,11 @@ def test_kernels_that_are_wrong_or_break_are_refused_with_the_reason(
     with pytest.raises(AssertionError, match=reason):
         raise AssertionError(refused)
     assert "runs on torch instead" in caplog.text
-    operators.refusal.cache_clear()
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    with FakeTensorMode():
+        assert not operators.runs_triton(torch.empty(1, 1, 4, 8, device="cuda"), 8)
+        operators.REFUSALS.clear()
+        assert operators.runs_triton(torch.empty(1, 1, 4, 8, device="cuda"), 8), "nothing was refused"
 
 
 def test_what_the_kernels_do_not_take_is_refused_by_name() -> None:

@@ -245,13 +245,13 @@ def test_torch_compile_takes_the_operators_whole(device: torch.device) -> None:
         torch.testing.assert_close(one, two)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_kernels_that_agree_with_the_definitions_are_not_refused(device: torch.device) -> None:
-    pass_operators.refusal.cache_clear()
     assert pass_operators.refusal(device) is None
     assert pass_operators.disagreement(device) < 1e-5
-    pass_operators.refusal.cache_clear()
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("wrong", ["steer", "steer_backward", "gated", "gated_backward"])
 def test_kernels_that_are_wrong_are_refused(
     wrong: str, device: torch.device, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -263,9 +263,7 @@ def test_kernels_that_are_wrong_are_refused(
         return 1.01 * out if isinstance(out, Tensor) else (*out[:-1], 1.01 * out[-1])
 
     monkeypatch.setattr(triton_passes, wrong, faulty)
-    pass_operators.refusal.cache_clear()
     refused = pass_operators.refusal(device)
-    pass_operators.refusal.cache_clear()
     assert refused is not None and "from the definition" in refused
     assert "passes run on torch instead" in caplog.text
 

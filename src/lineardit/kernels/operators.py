@@ -22,6 +22,9 @@ LARGEST_HEAD = 128
 CHECKED_TO = 1e-3
 """How far a kernel may be from the definition, relative to the largest number: TF32 rounds at 5e-4."""
 
+REFUSALS: list[str] = []
+"""Why kernels were refused here. While torch.compile traces none can be checked, and this counts."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -61,8 +64,9 @@ def runs_triton(query: Tensor, value_size: int) -> bool:
         return False
     if query.dtype == torch.float64 or max(query.shape[-1], value_size) > LARGEST_HEAD:
         return False
-    # While torch.compile traces nothing can be run, so there the kernels are taken at their word.
-    return torch.compiler.is_compiling() or refusal(query.device) is None
+    if torch.compiler.is_compiling():
+        return not REFUSALS
+    return refusal(query.device) is None
 
 
 @cache
@@ -87,6 +91,7 @@ def refused(check: Callable[[torch.device], float], device: torch.device, instea
             return None
         reason = f"the Triton kernels are {apart:.1e} from the definition"
     _log.warning("%s; %s", reason, instead)
+    REFUSALS.append(reason)
     return reason
 
 

@@ -1,5 +1,6 @@
 """The passes of a GPU as registered operators of torch: differentiable, and no break for torch.compile."""
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -8,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lineardit.kernels import native
-from lineardit.kernels.operators import HAS_TRITON, refused
+from lineardit.kernels.operators import HAS_TRITON, REFUSALS, refused
 
 LARGEST_WIDTH = 8192
 """Channels of a token that a program of the kernels can hold."""
@@ -62,7 +63,7 @@ def runs_triton(x: Tensor, *others: Tensor) -> bool:
     if x.shape[-1] > LARGEST_WIDTH and x.ndim == 3:
         return False
     if torch.compiler.is_compiling():
-        return True  # nothing can be run while it traces: there the kernels are taken at their word
+        return not REFUSALS
     return not native.is_transformed() and refusal(x.device) is None
 
 
@@ -89,7 +90,7 @@ def disagreement(device: torch.device) -> float:
         content, gate = near.permute(0, 2, 3, 1).chunk(2, dim=-1)
         return (content * functional.silu(gate),)
 
-    work = [
+    work: list[tuple[Callable[..., Any], Callable[..., Any], list[Tensor]]] = [
         (
             lambda *given: add_steer(*given, 1e-6, torch.float32),
             defined,

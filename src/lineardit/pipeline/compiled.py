@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from lineardit.autoencoder.model import Autoencoder
+from lineardit.kernels import operators, pass_operators
 from lineardit.transformer.generation import PromptReading
 from lineardit.transformer.model import Transformer
 
@@ -20,8 +21,11 @@ class Compiled:
     _step: Any = field(init=False)
 
     def __post_init__(self) -> None:
-        options = _options(next(self.transformer.parameters()).device)
-        object.__setattr__(self, "_step", torch.compile(self.transformer, **options))
+        device = next(self.transformer.parameters()).device
+        if device.type == "cuda":  # before anything is traced: then it would be too late
+            for family in (operators, pass_operators):
+                family.refusal(device)
+        object.__setattr__(self, "_step", torch.compile(self.transformer, **_options(device)))
 
     def __call__(
         self,
@@ -34,8 +38,9 @@ class Compiled:
         if not latents.is_cuda:
             velocity: Tensor = self._step(latents, times, read, None, guidance)
             return velocity
-        torch.compiler.cudagraph_mark_step_begin()
-        return self._step(latents, times, read, None, guidance).clone()
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        kept: Tensor = self._step(latents, times, read, None, guidance).clone()
+        return kept
 
 
 def compile_decoder(autoencoder: Autoencoder) -> None:
