@@ -156,3 +156,19 @@ def test_what_is_said_suffices() -> None:
         "memory=2.35 GB is not enough: 1000 MB are held, and decoding at 32 x 64 pixels "
         "takes at least 1.51 GB more. Allow 2.58 GB, or draw fewer pixels."
     )
+
+
+def test_what_steps_need_beside_latents_is_counted(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, bool]] = []
+
+    def counted(*given: Any, caches: bool, **_: Any) -> int:
+        seen.append((given[-1], caches))
+        return 0
+
+    monkeypatch.setattr("lineardit.interop.bound.transformer_bytes", counted)
+    pipe.limit_memory(10**9)
+    pipe(CAT, **SIZE, step_cache=0.2)
+    assert {caches for _, caches in seen} == {True} and {pictures for pictures, _ in seen} == {2}
+    seen.clear()
+    pipe(CAT, **SIZE, guidance_scale=1.0)
+    assert ((1, False) in seen) and not any(caches for _, caches in seen)

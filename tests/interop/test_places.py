@@ -307,9 +307,7 @@ def test_a_hub_id_without_a_network_gets_one_line(monkeypatch: pytest.MonkeyPatc
         open_place("nobody/nothing")
     assert "\n" not in str(one.value)
     find_spec = importlib.util.find_spec
-    monkeypatch.setattr(
-        places, "find_spec", lambda name: None if name == "huggingface_hub" else find_spec(name)
-    )
+    monkeypatch.setattr(hub, "find_spec", lambda name: None if name == "huggingface_hub" else find_spec(name))
     with pytest.raises(MissingExtraError, match=r"pip install 'lineardit\[hub\]'"):
         open_place("nobody/nothing")
 

@@ -164,6 +164,7 @@ def test_tables_may_lie_in_a_larger_one_and_belong_to_each_picture(device: torch
     found = pass_operators.steer(x, shift, scale, EPS, WIDE)
     wanted = steered(x.double(), shift.double(), scale.double())[0]
     torch.testing.assert_close(found.double(), wanted, rtol=2e-5, atol=2e-5)
+    assert torch.equal(pass_operators.steer(x, shift, scale.contiguous(), EPS, WIDE), found)
     one = pass_operators.steer(x, shift[:1].expand(3, 1, -1), scale[:1].expand(3, 1, -1), EPS, WIDE)
     assert torch.equal(one[0], found[0]) and not torch.equal(one[1], found[1])
 
