@@ -38,6 +38,11 @@ def facts(model: str, folder: Path) -> dict[str, Any]:
     for name, call in calls.items():
         apart = float((pipe("a cat", **call).images - wanted[name]).abs().max())
         found[name] = {"apart": apart, "graphs": len(graphs)}
+    half = Pipeline.from_pretrained(model, device="cpu", dtype="bf16")
+    exact = half("a cat", **CALL).images
+    half.compile()
+    apart = float((half("a cat", **CALL).images - exact).abs().max())
+    found["half"] = {"apart": apart, "graphs": len(graphs)}
     with torch.no_grad():
         pipe.transformer.get_parameter("blocks.0.feed_forward.contract.weight").fill_(1e38)
     try:
@@ -53,6 +58,6 @@ def facts(model: str, folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    options = compiled._options(torch.device("cpu")) | {"backend": traced}
+    options = compiled._options(torch.device("cpu")) | {"backend": traced, "fullgraph": True}
     compiled._options = lambda _: {name: each for name, each in options.items() if name != "mode"}
     sys.stdout.write(json.dumps(facts(sys.argv[1], Path(sys.argv[2]))))

@@ -33,6 +33,10 @@ def test_pictures_stay_the_same_and_each_size_is_compiled_once(facts: dict[str, 
     assert counts == [1, 2, 2, 5]
 
 
+def test_in_half_precision_nothing_breaks_a_graph_either(facts: dict[str, Any]) -> None:
+    assert facts["half"]["apart"] < 0.05 and facts["half"]["graphs"] == facts["larger"]["graphs"] + 2
+
+
 def test_a_layer_that_is_not_finite_is_named_all_the_same(facts: dict[str, Any]) -> None:
     assert "layer transformer.blocks.0.feed_forward" in facts["named"]
 

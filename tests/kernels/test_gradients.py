@@ -95,7 +95,7 @@ def test_linear_attention_differentiates(d: int, e: int, feature_map: str, dtype
     given = [randn(*shape).to(dtype).transpose(1, 2) for shape in shapes]
     check(
         lambda *inputs: linear_attention(*inputs, mask=mask, feature_map=feature_map),
-        lambda *inputs: quadratic_linear_attention(*inputs, mask=mask, feature_map_name=feature_map),
+        lambda *inputs: quadratic_linear_attention(*inputs, mask=mask, feature_map=feature_map),
         *given,
         near=NEAR[dtype],
     )

@@ -88,3 +88,10 @@ def test_where_a_processor_multiplies_int8_in_tiles_it_is_left_to_torch(
     monkeypatch.setattr(native, "has_tiles", lambda: True)
     torch.testing.assert_close(int8_linear(x, *weight), found)
     assert called == (["quantize_rows", "from_products"] if path == "native" else [])
+
+
+@pytest.mark.parametrize(("n", "c", "d"), [(1, 16, 8), (17, 13, 5), (40, 8, 30)])
+def test_what_a_gpu_multiplies_is_padded_and_cut(n: int, c: int, d: int) -> None:
+    rows, weight = quantized_rows(randn(n, c))[0], quantized_rows(randn(d, c))[0]
+    found = int8._products_on_gpu(rows, weight)
+    assert torch.equal(found, (rows.long() @ weight.long().t()).int())

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lineardit.errors import InputError, ShapeError
 from lineardit.kernels.linear_attention import LinearAttentionState, linear_attention, linear_attention_state
-from lineardit.kernels.reference import FEATURE_MAPS, feature_map, quadratic_linear_attention
+from lineardit.kernels.reference import FEATURE_MAPS, features, quadratic_linear_attention
 
 BATCH, HEADS, QUERIES, KEYS, DIM, VALUE_DIM = 2, 3, 7, 11, 5, 13
 
@@ -45,7 +45,7 @@ def unchecked() -> None:
 def test_it_equals_the_definition(name: str, masked: bool, queries: int, keys: int) -> None:
     query, key, value = inputs(queries, keys)
     mask = ragged(keys) if masked else None
-    expected = quadratic_linear_attention(query, key, value, feature_map_name=name, mask=mask)
+    expected = quadratic_linear_attention(query, key, value, feature_map=name, mask=mask)
     out = linear_attention(query, key, value, feature_map=name, mask=mask)
     torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
 
@@ -53,7 +53,7 @@ def test_it_equals_the_definition(name: str, masked: bool, queries: int, keys: i
 def test_the_definition_is_the_weighted_mean_written_out() -> None:
     query, key, value = inputs()
     mask = ragged()
-    out = quadratic_linear_attention(query, key, value, feature_map_name="elu1", mask=mask)
+    out = quadratic_linear_attention(query, key, value, feature_map="elu1", mask=mask)
     b, h, i = 1, 2, 3
     total, mass = torch.zeros(VALUE_DIM, dtype=torch.float64), 0.0
     for j in range(KEYS):
@@ -116,7 +116,7 @@ def test_gradients_equal_those_of_the_definition(name: str) -> None:
     ours, theirs = ([x.clone().requires_grad_() for x in inputs()] for _ in range(2))
     pull = randn(BATCH, HEADS, QUERIES, VALUE_DIM, seed=4)
     linear_attention(*ours, feature_map=name, mask=ragged()).backward(pull)
-    quadratic_linear_attention(*theirs, feature_map_name=name, mask=ragged()).backward(pull)
+    quadratic_linear_attention(*theirs, feature_map=name, mask=ragged()).backward(pull)
     for own, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(own.grad, other.grad, rtol=1e-10, atol=1e-12)
 
@@ -170,12 +170,12 @@ def test_states_of_chunks_add_up_to_the_state_of_all_keys(name: str) -> None:
     mask = ragged()
     expected = linear_attention(query, key, value, feature_map=name, mask=mask)
     chunks = [
-        linear_attention_state(k, v, feature_map_name=name, mask=m)
+        linear_attention_state(k, v, feature_map=name, mask=m)
         for k, v, m in zip(key.split(4, 2), value.split(4, 2), mask.split(4, 1), strict=True)
     ]
     assert len(chunks) == 3
     for first, second, third in itertools.permutations(chunks):
-        state = first.merge(second).merge(third)
+        state = first + second + third
         assert isinstance(state, LinearAttentionState)
         out = linear_attention(query, None, None, feature_map=name, state=state)
         torch.testing.assert_close(out, expected, rtol=1e-12, atol=1e-12)
@@ -205,8 +205,8 @@ def test_the_batch_does_not_change_a_row() -> None:
 
 def test_feature_maps_are_what_their_papers_say() -> None:
     x = torch.tensor([-2.0, 0.0, 3.0], dtype=torch.float64)
-    assert feature_map(x, "relu").tolist() == [0.0, 0.0, 3.0]
-    torch.testing.assert_close(feature_map(x, "elu1"), torch.cat([x[:2].exp(), x[2:] + 1]))
+    assert features(x, "relu").tolist() == [0.0, 0.0, 3.0]
+    torch.testing.assert_close(features(x, "elu1"), torch.cat([x[:2].exp(), x[2:] + 1]))
 
 
 def test_an_unknown_feature_map_is_named_beside_the_known_ones() -> None:

@@ -120,11 +120,11 @@ def test_native_linear_attention_is_the_definition(
     key, value, query = both[..., :d], both[..., d:], randn(2, 3, 70, d).to(dtype)
     mask = torch.rand((2, 130), generator=torch.Generator().manual_seed(0)) > 0.3
     wanted = quadratic_linear_attention(
-        *(each.double() for each in (query, key, value)), mask=mask, feature_map_name=feature_map
+        *(each.double() for each in (query, key, value)), mask=mask, feature_map=feature_map
     )
     with native.using("native"):
         out = linear_attention(query, key, value, mask=mask, feature_map=feature_map, kernel="native")
-        state = linear_attention_state(key, value, feature_map_name=feature_map)
+        state = linear_attention_state(key, value, feature_map=feature_map)
         again = linear_attention(query, None, None, state=state, feature_map=feature_map, kernel="native")
     assert out.dtype == dtype and state.memory.dtype == torch.float32
     assert (out.double() - wanted).abs().max() <= NEAR[dtype] * wanted.abs().max()

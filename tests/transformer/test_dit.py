@@ -167,7 +167,7 @@ def test_a_block_is_its_definition_in_float64(feature_map: str) -> None:
     if feature_map == "softmax":
         mixed = (query @ key.transpose(-1, -2) / 2).softmax(-1) @ value
     else:
-        mixed = quadratic_linear_attention(query, key, value, feature_map_name=feature_map)
+        mixed = quadratic_linear_attention(query, key, value, feature_map=feature_map)
     expected = x + gate * block.attention.to_out(mixed.transpose(1, 2).reshape(2, 11, 28))
     hidden = block.feed_forward.expand(normed(expected) * (1 + last_scale) + last_shift)
     hidden = hidden / 2 * (1 + (math.sqrt(2 / math.pi) * (hidden + 0.044715 * hidden**3)).tanh())

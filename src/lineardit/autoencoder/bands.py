@@ -130,7 +130,7 @@ def _attending(block: EfficientViTBlock, x: Tensor, band: int) -> Iterator[Local
             for part in attention.heads(x[..., first:last, :])
         )
         own = linear_attention_state(key, value)
-        state = own if state is None else state.merge(own)
+        state = own if state is None else state + own
 
     def attend(part: Tensor) -> Tensor:
         query = attention.heads(part)[0].flatten(3).transpose(-1, -2)

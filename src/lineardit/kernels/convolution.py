@@ -91,11 +91,10 @@ def _interleaved(
 
 
 def _takes(x: Tensor, weight: Tensor, bias: Tensor | None) -> native.Library | None:
-    if torch.is_autocast_enabled("cpu"):
+    library = native.takes(x, weight, bias)  # none while torch.compile traces, which cannot ask what follows
+    if library is None or torch.is_autocast_enabled("cpu"):
         return None
-    if x.dtype == torch.bfloat16 and native.has_tiles():
-        return None
-    return native.takes(x, weight, bias)
+    return None if x.dtype == torch.bfloat16 and native.has_tiles() else library
 
 
 def _in_tiles(

@@ -12,6 +12,8 @@ from torch.nn import functional
 from lineardit.kernels import native
 
 LARGEST = 127
+LEAST_ROWS = 32
+"""Of a product on a GPU."""
 ROWS_AT_ONCE = 512
 """Rows whose products stay in the cache until they are scaled."""
 
@@ -49,11 +51,21 @@ def int8_linear(
         native.call(library, "int8_linear", x.dtype, *given, *flat.shape, len(weight), silu)
         return torch.unflatten(out, 0, x.shape[:-1])
     rows, row_scale = quantized_rows(flat)
-    for start in range(0, len(flat), ROWS_AT_ONCE):
-        here = slice(start, start + ROWS_AT_ONCE)
-        products = torch._int_mm(rows[here], weight.t())
+    at_once = max(1, len(flat)) if flat.is_cuda else ROWS_AT_ONCE
+    for start in range(0, len(flat), at_once):
+        here = slice(start, start + at_once)
+        products = _products_on_gpu(rows, weight) if flat.is_cuda else torch._int_mm(rows[here], weight.t())
         _from_products(products, row_scale[here], scale, bias, out[here], silu)
     return torch.unflatten(out, 0, x.shape[:-1])
+
+
+def _products_on_gpu(rows: Int8[Tensor, "n c"], weight: Int8[Tensor, "d c"]) -> Int32[Tensor, "n d"]:
+    """rows weight^T, with the zeros that the library there asks for: above 16 rows, multiples of 8 else."""
+    (n, c), d = rows.shape, len(weight)
+    missing = -c % 8
+    padded = functional.pad(rows, (0, missing, 0, max(0, LEAST_ROWS - n)))
+    products = torch._int_mm(padded, functional.pad(weight, (0, missing, 0, -d % 8)).t())
+    return products[:n, :d].contiguous()
 
 
 def _multiplies(x: Tensor, bias: Tensor | None) -> native.Library | None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lineardit.errors import InputError, ShapeError
 from lineardit.kernels import gradients, native, operators
-from lineardit.kernels.reference import EPS, FEATURE_MAPS, feature_map
+from lineardit.kernels.reference import EPS, FEATURE_MAPS, features
 
 Kernel = Literal["auto", "torch", "triton", "native"]
 """`torch` runs everywhere and is differentiable any number of times and forwards; `triton` on a GPU, once;
@@ -25,7 +25,7 @@ class LinearAttentionState(NamedTuple):
     memory: Float[Tensor, "b heads d e"]
     mass: Float[Tensor, "b heads d"]
 
-    def merge(self, other: "LinearAttentionState") -> "LinearAttentionState":
+    def __add__(self, other: "LinearAttentionState") -> "LinearAttentionState":  # type: ignore[override]
         """The state of both sets of keys."""
         return LinearAttentionState(self.memory + other.memory, self.mass + other.mass)
 
@@ -34,7 +34,7 @@ def linear_attention_state(
     key: Float[Tensor, "b heads m d"],
     value: Float[Tensor, "b heads m e"],
     *,
-    feature_map_name: str = "relu",
+    feature_map: str = "relu",
     mask: Bool[Tensor, "b m"] | None = None,
     kernel: Kernel = "auto",
 ) -> LinearAttentionState:
@@ -44,23 +44,23 @@ def linear_attention_state(
         InputError: an unknown feature map or kernel.
         ShapeError: the mask has another length than the keys.
     """
-    if _by_triton(kernel, key, value.shape[-1], feature_map_name):
+    if _by_triton(kernel, key, value.shape[-1], feature_map):
         _check_mask(key, mask)
-        return LinearAttentionState(*operators.linear_attention_state(key, value, mask, feature_map_name))
-    if (library := _native(kernel, feature_map_name, key, value)) is not None:
+        return LinearAttentionState(*operators.linear_attention_state(key, value, mask, feature_map))
+    if (library := _native(kernel, feature_map, key, value)) is not None:
         _check_mask(key, mask)
-        return _native_state(library, key, value, feature_map_name, mask)
+        return _native_state(library, key, value, feature_map, mask)
     if mask is not None:
         _check_mask(key, mask)
-    if (library := _learns(kernel, feature_map_name, key, value)) is not None:
+    if (library := _learns(kernel, feature_map, key, value)) is not None:
         return LinearAttentionState(
-            *gradients.run(gradients.AttentionState, key, value, mask, feature_map_name == "elu1", library)
+            *gradients.run(gradients.AttentionState, key, value, mask, feature_map == "elu1", library)
         )
-    features = feature_map(_widen(key), feature_map_name)
+    phi = features(_widen(key), feature_map)
     if mask is not None:
-        features = features * mask[:, None, :, None]
+        phi = phi * mask[:, None, :, None]
     with _without_autocast(key.device):
-        return LinearAttentionState(features.transpose(-1, -2) @ _widen(value), features.sum(-2))
+        return LinearAttentionState(phi.transpose(-1, -2) @ _widen(value), phi.sum(-2))
 
 
 def linear_attention(
@@ -90,8 +90,8 @@ def linear_attention(
     if (key is None) != (value is None) or (key is None and mask is not None):
         raise InputError("key, value and mask belong together: give key and value, or neither of the three.")
     if key is not None and value is not None:
-        own = linear_attention_state(key, value, feature_map_name=feature_map, mask=mask, kernel=kernel)
-        state = own if state is None else state.merge(own)
+        own = linear_attention_state(key, value, feature_map=feature_map, mask=mask, kernel=kernel)
+        state = own if state is None else state + own
     if state is None:
         raise InputError("linear_attention has nothing to attend to: give key and value, or a state.")
     if state.mass.shape[-1] != query.shape[-1]:
@@ -111,9 +111,9 @@ def linear_attention(
     return _apply(query, state, feature_map)
 
 
-def _by_triton(kernel: Kernel, x: Tensor, value_size: int, feature_map_name: str) -> bool:
+def _by_triton(kernel: Kernel, x: Tensor, value_size: int, feature_map: str) -> bool:
     if kernel == "auto":
-        return operators.runs_triton(x, value_size) and feature_map_name in FEATURE_MAPS
+        return operators.runs_triton(x, value_size) and feature_map in FEATURE_MAPS
     if kernel not in ("torch", "triton", "native"):
         raise InputError(f"kernel={kernel!r} is not known: use auto, torch, triton or native.")
     if kernel != "triton":
@@ -125,25 +125,25 @@ def _by_triton(kernel: Kernel, x: Tensor, value_size: int, feature_map_name: str
             f"kernel='triton' takes heads of up to {operators.LARGEST_HEAD} channels in float32 or less, "
             f"not {max(x.shape[-1], value_size)} in {x.dtype}. Use auto."
         )
-    if feature_map_name not in FEATURE_MAPS:
-        feature_map(x, feature_map_name)  # says which are known
+    if feature_map not in FEATURE_MAPS:
+        features(x, feature_map)  # says which are known
     return True
 
 
-def _native(kernel: Kernel, feature_map_name: str, *tensors: Tensor) -> native.Library | None:
+def _native(kernel: Kernel, feature_map: str, *tensors: Tensor) -> native.Library | None:
     library = native.takes(*tensors) if kernel in ("auto", "native") else None
     if library is None and kernel == "native":
         raise InputError(
             "kernel='native' needs the library in use and float32 or bfloat16 tensors of one dtype on a CPU, "
             "without gradients. Use auto."
         )
-    return library if feature_map_name in FEATURE_MAPS else None
+    return library if feature_map in FEATURE_MAPS else None
 
 
-def _learns(kernel: Kernel, feature_map_name: str, x: Tensor, *others: Tensor) -> native.Library | None:
+def _learns(kernel: Kernel, feature_map: str, x: Tensor, *others: Tensor) -> native.Library | None:
     """The library for gradients: of keys and values of one dtype, or of a query and a state in float32."""
     alike = {each.dtype for each in others} == ({x.dtype} if len(others) == 1 else {torch.float32})
-    if kernel != "auto" or feature_map_name not in FEATURE_MAPS or not alike:
+    if kernel != "auto" or feature_map not in FEATURE_MAPS or not alike:
         return None
     return native.learns(x, *others)
 
@@ -153,7 +153,7 @@ def _plain(state: LinearAttentionState) -> bool:
 
 
 def _native_state(
-    library: native.Library, key: Tensor, value: Tensor, feature_map_name: str, mask: Tensor | None
+    library: native.Library, key: Tensor, value: Tensor, feature_map: str, mask: Tensor | None
 ) -> LinearAttentionState:
     key, value = _channels_together(key), _channels_together(value)
     b, heads, count, d = key.shape
@@ -165,13 +165,13 @@ def _native_state(
         key.dtype,
         *(key, value, None if mask is None else mask.contiguous(), memory, mass),
         *((b, heads, count, d, value.shape[-1]), (*key.stride()[:3], *value.stride()[:3])),
-        feature_map_name == "elu1",
+        feature_map == "elu1",
     )
     return LinearAttentionState(memory, mass)
 
 
 def _native_apply(
-    library: native.Library, query: Tensor, state: LinearAttentionState, feature_map_name: str
+    library: native.Library, query: Tensor, state: LinearAttentionState, feature_map: str
 ) -> Tensor:
     query = _channels_together(query)
     b, heads, count, d = query.shape
@@ -184,7 +184,7 @@ def _native_apply(
         query.dtype,
         *(query, state.memory.contiguous(), state.mass.contiguous(), out),
         *((b, heads, count, d, size_e), (*query.stride()[:3], *out.stride()[:3])),
-        *(feature_map_name == "elu1", EPS),
+        *(feature_map == "elu1", EPS),
     )
     return out
 
@@ -201,11 +201,11 @@ def _check_mask(key: Tensor, mask: Tensor | None) -> None:
         )
 
 
-def _apply(query: Tensor, state: LinearAttentionState, feature_map_name: str) -> Tensor:
-    features = feature_map(_widen(query), feature_map_name)
+def _apply(query: Tensor, state: LinearAttentionState, feature_map: str) -> Tensor:
+    phi = features(_widen(query), feature_map)
     with _without_autocast(query.device):
-        denominator = features @ state.mass.unsqueeze(-1) + EPS
-        return (features @ state.memory / denominator).to(query.dtype)
+        denominator = phi @ state.mass.unsqueeze(-1) + EPS
+        return (phi @ state.memory / denominator).to(query.dtype)
 
 
 def _without_autocast(device: torch.device) -> AbstractContextManager[Any]:

@@ -6,6 +6,7 @@ or from other machines, and gradients flow through all of them.
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -22,6 +23,8 @@ LARGEST_HEAD = 128
 CHECKED_TO = 1e-3
 """How far a kernel may be from the definition, relative to the largest number: TF32 rounds at 5e-4."""
 
+ROUNDED = CHECKED_TO / (2 * torch.finfo(torch.bfloat16).eps)
+"""What errors in bfloat16, which may be two roundings, count beside those in float32."""
 REFUSALS: list[str] = []
 """Why kernels were refused here. While torch.compile traces none can be checked, and this counts."""
 
@@ -33,7 +36,8 @@ def linear_attention_state(
     key: Tensor, value: Tensor, mask: Tensor | None, feature_map: str
 ) -> tuple[Tensor, Tensor]:
     """memory (b heads d e) = phi(key)^T value and mass (b heads d) = sum phi(key), float32, by Triton."""
-    return _kernels().state(key, value, mask, feature_map)
+    with where(key):
+        return _kernels().state(key, value, mask, feature_map)
 
 
 @torch.library.custom_op("lineardit::linear_attention_state_backward", mutates_args=())
@@ -41,13 +45,15 @@ def linear_attention_state_backward(
     key: Tensor, value: Tensor, mask: Tensor | None, memory: Tensor, mass: Tensor, feature_map: str
 ) -> tuple[Tensor, Tensor]:
     """Gradients of key and value, given those of memory and mass."""
-    return _kernels().state_backward(key, value, mask, memory, mass, feature_map)
+    with where(key):
+        return _kernels().state_backward(key, value, mask, memory, mass, feature_map)
 
 
 @torch.library.custom_op("lineardit::linear_attention_apply", mutates_args=())
 def linear_attention_apply(query: Tensor, memory: Tensor, mass: Tensor, feature_map: str) -> Tensor:
     """phi(query) memory / (phi(query) . mass + 1e-15), (b heads n e) in the query's dtype, by Triton."""
-    return _kernels().applied(query, memory, mass, feature_map)
+    with where(query):
+        return _kernels().applied(query, memory, mass, feature_map)
 
 
 @torch.library.custom_op("lineardit::linear_attention_apply_backward", mutates_args=())
@@ -55,7 +61,8 @@ def linear_attention_apply_backward(
     query: Tensor, memory: Tensor, mass: Tensor, grad: Tensor, feature_map: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, memory and mass, given that of the result."""
-    return _kernels().applied_backward(query, memory, mass, grad, feature_map)
+    with where(query):
+        return _kernels().applied_backward(query, memory, mass, grad, feature_map)
 
 
 def runs_triton(query: Tensor, value_size: int) -> bool:
@@ -83,7 +90,9 @@ def refused(check: Callable[[torch.device], float], device: torch.device, instea
     if not HAS_TRITON:
         return "triton is not installed"
     try:
-        apart = check(device)
+        # Whoever asks may be drawing, without gradients, and in another dtype than weights have.
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+            apart = check(device)
     except Exception as error:  # a compiler that is missing or broken fails in many ways
         reason = f"the Triton kernels do not run here: {(str(error) or repr(error)).splitlines()[0]}"
     else:
@@ -112,10 +121,24 @@ def disagreement(device: torch.device) -> float:
         [wanted, *torch.autograd.grad(wanted, exact, direction)],
         strict=True,
     )
-    errors = [
-        (one.detach().cpu().double() - two.detach()).abs().max() / two.abs().max() for one, two in pairs
-    ]
-    return float(torch.stack(errors).max().detach())
+    errors = [distance(one, two) for one, two in pairs]
+    with torch.no_grad():
+        halves = [each.bfloat16() for each in given]
+        state = linear_attention_state(halves[1], halves[2], mask.to(device), "relu")
+        rounded = quadratic_linear_attention(*(each.cpu().double() for each in halves), mask=mask)
+        errors.append(ROUNDED * distance(linear_attention_apply(halves[0], *state, "relu"), rounded))
+    return float(torch.tensor(errors).max())  # NaN, where there is any
+
+
+def distance(found: Tensor, wanted: Tensor) -> float:
+    """The largest error over the largest number."""
+    return float((found.detach().cpu().double() - wanted.detach()).abs().max() / wanted.detach().abs().max())
+
+
+def where(tensor: Tensor) -> AbstractContextManager[None]:
+    """Inside, kernels are launched on the GPU of a tensor, which need not be the current one."""
+    place: AbstractContextManager[None] = torch.cuda.device_of(tensor)  # type: ignore[no-untyped-call]
+    return place
 
 
 def _kernels() -> Any:

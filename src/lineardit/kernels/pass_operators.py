@@ -9,8 +9,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from lineardit.kernels import native
-from lineardit.kernels.operators import HAS_TRITON, REFUSALS, refused
+from lineardit.kernels.operators import HAS_TRITON, REFUSALS, ROUNDED, distance, refused, where
 
+MANY = 1100
+"""Channels of a token that take more threads than few do."""
 LARGEST_WIDTH = 8192
 """Channels of a token that a program of the kernels can hold."""
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -19,7 +21,8 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 @torch.library.custom_op("lineardit::steer", mutates_args=())
 def steer(x: Tensor, shift: Tensor, scale: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """LayerNorm(x) (1 + scale) + shift in `dtype`: (b n c) with tables (b 1 c), by Triton."""
-    out: Tensor = _kernels().steer(x, None, shift, scale, eps, dtype)[1]
+    with where(x):
+        out: Tensor = _kernels().steer(x, None, shift, scale, eps, dtype)[1]
     return out
 
 
@@ -28,7 +31,8 @@ def add_steer(
     x: Tensor, y: Tensor, shift: Tensor, scale: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """x + y in the dtype of x, and what `steer` makes of it, by Triton."""
-    return _kernels().steer(x, y, shift, scale, eps, dtype)
+    with where(x):
+        return _kernels().steer(x, y, shift, scale, eps, dtype)
 
 
 @torch.library.custom_op("lineardit::steer_backward", mutates_args=())
@@ -36,13 +40,15 @@ def steer_backward(
     total: Tensor, scale: Tensor, grad: Tensor, grad_total: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the sum, and in float32 of shift and scale, given those of the results."""
-    return _kernels().steer_backward(total, scale, grad, grad_total, eps)
+    with where(total):
+        return _kernels().steer_backward(total, scale, grad, grad_total, eps)
 
 
 @torch.library.custom_op("lineardit::gated_convolution", mutates_args=())
 def gated_convolution(x: Tensor, weight: Tensor, bias: Tensor, activate: bool) -> Tensor:
     """content SiLU(gate), halves of a depthwise 3x3 convolution: (b h w 2c) to (b h w c), by Triton."""
-    return _kernels().gated(x, weight, bias, activate)
+    with where(x):
+        return _kernels().gated(x, weight, bias, activate)
 
 
 @torch.library.custom_op("lineardit::gated_convolution_backward", mutates_args=())
@@ -50,7 +56,8 @@ def gated_convolution_backward(
     x: Tensor, weight: Tensor, bias: Tensor, grad: Tensor, activate: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x, weight and bias, given that of the result."""
-    return _kernels().gated_backward(x, weight, bias, grad, activate)
+    with where(x):
+        return _kernels().gated_backward(x, weight, bias, grad, activate)
 
 
 def runs_triton(x: Tensor, *others: Tensor) -> bool:
@@ -92,7 +99,7 @@ def disagreement(device: torch.device) -> float:
 
     work: list[tuple[Callable[..., Any], Callable[..., Any], list[Tensor]]] = [
         (
-            lambda *given: add_steer(*given, 1e-6, torch.float32),
+            lambda *given: add_steer(*given, 1e-6, given[0].dtype),
             defined,
             [draw(2, 70, 37), draw(2, 70, 37), draw(2, 1, 37), draw(2, 1, 37)],
         ),
@@ -102,7 +109,7 @@ def disagreement(device: torch.device) -> float:
             [draw(2, 5, 9, 70), draw(70, 1, 3, 3), draw(70)],
         ),
     ]
-    errors = []
+    errors: list[float] = []
     for run, definition, inputs in work:
         exact = [each.clone().requires_grad_() for each in inputs]
         given = [each.to(device, torch.float32).requires_grad_() for each in inputs]
@@ -113,10 +120,16 @@ def disagreement(device: torch.device) -> float:
             [*wanted, *torch.autograd.grad(wanted, exact, directions)],
             strict=True,
         )
-        errors += [
-            (one.detach().cpu().double() - two.detach()).abs().max() / two.abs().max() for one, two in pairs
-        ]
-    return float(torch.stack(errors).max().detach())
+        errors += [distance(one, two) for one, two in pairs]
+    with torch.no_grad():
+        for run, definition, shapes in (
+            (work[0][0], defined, ((1, 5, MANY), (1, 5, MANY), (1, 1, MANY), (1, 1, MANY))),
+            (work[1][0], convolved, ((1, 3, 5, 6), (6, 1, 3, 3), (6,))),
+        ):
+            halves = [draw(*shape).to(device, torch.bfloat16) for shape in shapes]
+            rounded = definition(*(each.cpu().double() for each in halves))
+            errors += [ROUNDED * distance(*pair) for pair in zip(run(*halves), rounded, strict=True)]
+    return float(torch.tensor(errors).max())  # NaN, where there is any
 
 
 def _kernels() -> Any:

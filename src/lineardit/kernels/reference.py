@@ -13,17 +13,17 @@ EPS = 1e-15
 FEATURE_MAPS = ("relu", "elu1")
 
 
-def feature_map(x: Float[Tensor, "*shape"], name: str) -> Float[Tensor, "*shape"]:
+def features(x: Float[Tensor, "*shape"], feature_map: str) -> Float[Tensor, "*shape"]:
     """phi(x): `relu` as SANA has it, or `elu1` = ELU(x) + 1 (Katharopoulos et al., arXiv:2006.16236).
 
     Raises:
         InputError: the name is neither.
     """
-    if name == "relu":
+    if feature_map == "relu":
         return functional.relu(x)
-    if name == "elu1":
+    if feature_map == "elu1":
         return functional.elu(x) + 1
-    raise InputError(f"feature_map={name!r} is not known: use one of {', '.join(FEATURE_MAPS)}.")
+    raise InputError(f"{feature_map=} is not known: use one of {', '.join(FEATURE_MAPS)}.")
 
 
 def quadratic_linear_attention(
@@ -31,14 +31,14 @@ def quadratic_linear_attention(
     key: Float[Tensor, "b heads m d"],
     value: Float[Tensor, "b heads m e"],
     *,
-    feature_map_name: str = "relu",
+    feature_map: str = "relu",
     mask: Bool[Tensor, "b m"] | None = None,
 ) -> Float[Tensor, "b heads n e"]:
     """out_i = sum_j w_ij value_j / (sum_j w_ij + EPS), with w_ij = phi(query_i) . phi(key_j).
 
     Spells out the (n, m) weights, so it costs what softmax attention costs; `mask` keeps the true keys.
     """
-    queries, keys = feature_map(query, feature_map_name), feature_map(key, feature_map_name)
+    queries, keys = features(query, feature_map), features(key, feature_map)
     weights = torch.einsum("bhnd,bhmd->bhnm", queries, keys)
     if mask is not None:
         weights = weights * mask[:, None, None, :]

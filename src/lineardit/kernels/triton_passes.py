@@ -16,6 +16,8 @@ from lineardit.kernels.triton_attention import split
 
 PIXELS, CHANNELS = 32, 64
 """That a program of the convolution has in hand."""
+MANY = 1024
+"""Channels of a token that four warps normalise; more have eight."""
 TAPS = 9
 SUMS = 16
 """Rows of sums over pixels, a power of two: one for each tap, one for the bias, and some that stay zero."""
@@ -193,7 +195,7 @@ def steer(
     _steer_kernel[(b * tokens,)](
         x, x if y is None else y, shift, scale, total, out,
         shift.stride(0), scale.stride(0), tokens, width, eps,
-        ADDS=y is not None, BLOCK=triton.next_power_of_2(width),
+        ADDS=y is not None, **_width(width),
     )  # fmt: skip
     return total, out
 
@@ -211,7 +213,7 @@ def steer_backward(
         total, scale, grad, grad if grad_total is None else grad_total.contiguous(),
         by_total, by_shift, by_scale,
         scale.stride(0), tokens, width, share, eps,
-        ADDS=grad_total is not None, BLOCK=triton.next_power_of_2(width),
+        ADDS=grad_total is not None, **_width(width),
     )  # fmt: skip
     return by_total, by_shift.sum(1, keepdim=True), by_scale.sum(1, keepdim=True)
 
@@ -253,6 +255,12 @@ def gated_backward(
     whole = sums.sum(0)
     by_weight = whole[:TAPS].t().reshape(weight.shape).contiguous()
     return by_x, by_weight.to(weight.dtype), whole[TAPS].to(bias.dtype)
+
+
+def _width(width: int) -> dict[str, int]:
+    """A program's share of a token's channels: all of them, with more threads where they are many."""
+    block = triton.next_power_of_2(width)
+    return {"BLOCK": block, "num_warps": 4 if block <= MANY else 8}
 
 
 def _together(table: Tensor) -> Tensor:

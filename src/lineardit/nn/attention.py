@@ -59,7 +59,7 @@ class LinearSelfAttention(nn.Module):
         """All that queries need to know of these tokens; states of disjoint tokens merge."""
         _, key, value = self.to_qkv(x).chunk(3, dim=-1)
         return linear_attention_state(
-            self._heads(self.key_norm(key)), self._heads(value), feature_map_name=self.feature_map
+            self._heads(self.key_norm(key)), self._heads(value), feature_map=self.feature_map
         )
 
     def attend(self, x: Float[Tensor, "b n c"], state: LinearAttentionState) -> Float[Tensor, "b n c"]:

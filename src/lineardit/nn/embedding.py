@@ -39,15 +39,21 @@ class ScalarEmbedding(nn.Module):
 
 
 def grid_positions(
-    height: int, width: int, channels: int, *, base: int, interpolation: float = 1.0
+    height: int,
+    width: int,
+    channels: int,
+    *,
+    base: int,
+    interpolation: float = 1.0,
+    device: torch.device | None = None,
 ) -> Float[Tensor, "1 n {channels}"]:
     """Fixed sine-cosine positions of a (height, width) grid, row by row; half the channels tell x, half y.
 
     A grid of `base` tokens has coordinates 0 ... base - 1 (over `interpolation`); other grids are stretched
     to the same range, so that a model sees familiar positions at every size.
     """
-    y = torch.arange(height, dtype=torch.float32) / (height / base) / interpolation
-    x = torch.arange(width, dtype=torch.float32) / (width / base) / interpolation
+    y = torch.arange(height, dtype=torch.float32, device=device) / (height / base) / interpolation
+    x = torch.arange(width, dtype=torch.float32, device=device) / (width / base) / interpolation
     half = channels // 2
     rows = _sine_first(y, half)[:, None, :].expand(height, width, half)
     columns = _sine_first(x, half)[None, :, :].expand(height, width, half)

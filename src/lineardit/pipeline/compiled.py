@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch._dynamo
 from jaxtyping import Float
 from torch import Tensor
 
@@ -11,6 +12,9 @@ from lineardit.autoencoder.model import Autoencoder
 from lineardit.kernels import operators, pass_operators
 from lineardit.transformer.generation import PromptReading
 from lineardit.transformer.model import Transformer
+
+SHAPES = 64
+"""Of latents, batches and prompts that are compiled in a process."""
 
 
 @dataclass(frozen=True)
@@ -49,5 +53,7 @@ def compile_decoder(autoencoder: Autoencoder) -> None:
 
 
 def _options(device: torch.device) -> dict[str, Any]:
+    # Each shape has a graph of its own; beyond so many they run as they are.
+    torch._dynamo.config.recompile_limit = max(SHAPES, torch._dynamo.config.recompile_limit)
     mode = "reduce-overhead" if device.type == "cuda" else None
-    return {"fullgraph": True, "dynamic": False, "mode": mode}
+    return {"dynamic": False, "mode": mode}

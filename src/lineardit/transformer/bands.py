@@ -82,7 +82,7 @@ def block_in_bands(
     state: LinearAttentionState | None = None
     for band in bands:
         own = block.attention.state(passes.steered(band.of(x), first.shift, first.scale, NORM_EPS))
-        state = own if state is None else state.merge(own)
+        state = own if state is None else state + own
     assert state is not None
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     for band in bands:

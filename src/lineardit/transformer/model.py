@@ -159,7 +159,9 @@ class Transformer(nn.Module):
 
     def _tokens(self, latents: Tensor, grid: Grid) -> Tensor:
         tokens: Tensor = self.patchify(latents.to(self.patchify.weight.dtype)).flatten(2).transpose(1, 2)
-        return tokens if self.config.position == "none" else tokens + self._positions(grid).to(tokens)
+        if self.config.position == "none":
+            return tokens
+        return tokens + self._positions(grid, tokens.device).to(tokens)
 
     def read(
         self, text: Float[Tensor, "b m t"], mask: Bool[Tensor, "b m"] | None = None, *, folds: bool = True
@@ -193,11 +195,9 @@ class Transformer(nn.Module):
             raise InputError("mask is given beside prompts that were read with theirs. Leave it out.")
         return text.blocks
 
-    def _positions(self, grid: Grid) -> Tensor:
-        config = self.config
-        return grid_positions(
-            *grid, config.width, base=config.position_base, interpolation=config.position_interpolation
-        )
+    def _positions(self, grid: Grid, device: torch.device) -> Tensor:
+        base, interpolation = self.config.position_base, self.config.position_interpolation
+        return grid_positions(*grid, self.config.width, base=base, interpolation=interpolation, device=device)
 
     def _check(self, latents: Tensor, text: Tensor | PromptReading, guidance: Tensor | None) -> None:
         config = self.config
