@@ -7,7 +7,7 @@ from xml.sax.saxutils import escape
 from lineardit.errors import InputError
 
 WIDTH, HEIGHT = 720, 440
-LEFT, RIGHT, TOP, BOTTOM = 80, 20, 46, 56
+LEFT, RIGHT, TOP, BOTTOM = 80, 44, 46, 56
 # Told apart by people who see no red or no green (Okabe and Ito).
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 
