@@ -37,3 +37,10 @@ def test_another_name_is_answered_with_those_there_are() -> None:
 def test_importing_the_package_imports_no_torch() -> None:
     code = "import sys, lineardit; sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'PIL')))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_drawing_does_not_wait_for_a_compiler_to_be_imported() -> None:
+    names = "('torch._dynamo', 'torch._inductor', 'triton', 'transformers')"
+    code = f"import sys, lineardit.pipeline; print([name for name in {names} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

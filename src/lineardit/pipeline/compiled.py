@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch._dynamo
 from jaxtyping import Float
 from torch import Tensor
 
@@ -53,6 +52,8 @@ def compile_decoder(autoencoder: Autoencoder) -> None:
 
 
 def _options(device: torch.device) -> dict[str, Any]:
+    import torch._dynamo  # takes a second, which only those who compile should wait
+
     # Each shape has a graph of its own; beyond so many they run as they are.
     torch._dynamo.config.recompile_limit = max(SHAPES, torch._dynamo.config.recompile_limit)
     mode = "reduce-overhead" if device.type == "cuda" else None
