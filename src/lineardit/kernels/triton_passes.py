@@ -116,6 +116,17 @@ def _convolved(
 
 
 @triton.jit
+def _halves(
+    x, taps, bias, pixels, channels, inside, height, width, count, half, ACTIVATE: tl.constexpr
+):  # fmt: skip
+    both = 2 * half
+    content = _convolved(x, taps, bias, pixels, channels, inside, height, width, count, both, ACTIVATE)
+    channels += half
+    gate = _convolved(x, taps, bias, pixels, channels, inside, height, width, count, both, ACTIVATE)
+    return content, gate
+
+
+@triton.jit
 def _gated_kernel(
     x, taps, bias, out,
     height, width, count, channels,
@@ -123,9 +134,8 @@ def _gated_kernel(
 ):  # fmt: skip
     p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    inside, both = c < channels, 2 * channels
-    content = _convolved(x, taps, bias, p, c, inside, height, width, count, both, ACTIVATE)
-    gate = _convolved(x, taps, bias, p, c + channels, inside, height, width, count, both, ACTIVATE)
+    inside = c < channels
+    content, gate = _halves(x, taps, bias, p, c, inside, height, width, count, channels, ACTIVATE)
     places = out + p[:, None].to(tl.int64) * channels + c[None, :]
     tl.store(places, content * gate * tl.sigmoid(gate), mask=(p < count)[:, None] & inside[None, :])
 
@@ -138,13 +148,12 @@ def _gate_backward_kernel(
 ):  # fmt: skip
     p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    inside, both = c < channels, 2 * channels
-    content = _convolved(x, taps, bias, p, c, inside, height, width, count, both, ACTIVATE)
-    gate = _convolved(x, taps, bias, p, c + channels, inside, height, width, count, both, ACTIVATE)
+    inside = c < channels
+    content, gate = _halves(x, taps, bias, p, c, inside, height, width, count, channels, ACTIVATE)
     there = (p < count)[:, None] & inside[None, :]
     by_out = _tile(grad, p, c, channels, there)
     open_ = tl.sigmoid(gate)
-    places = by_near + p[:, None].to(tl.int64) * both + c[None, :]
+    places = by_near + p[:, None].to(tl.int64) * 2 * channels + c[None, :]
     tl.store(places, by_out * gate * open_, mask=there)
     tl.store(places + channels, by_out * content * open_ * (1.0 + gate * (1.0 - open_)), mask=there)
 

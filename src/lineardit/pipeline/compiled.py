@@ -1,6 +1,5 @@
 """Steps and decoding compiled by torch.compile; on a GPU they run as CUDA graphs."""
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,19 +15,15 @@ SHAPES = 64
 """Of latents, batches and prompts that are compiled in a process."""
 
 
-@dataclass(frozen=True)
 class Compiled:
     """A transformer that is compiled, for each shape anew, when it is called."""
 
-    transformer: Transformer
-    _step: Any = field(init=False)
-
-    def __post_init__(self) -> None:
-        device = next(self.transformer.parameters()).device
+    def __init__(self, transformer: Transformer) -> None:
+        device = next(transformer.parameters()).device
         if device.type == "cuda":  # before anything is traced: then it would be too late
             for family in (operators, pass_operators):
                 family.refusal(device)
-        object.__setattr__(self, "_step", torch.compile(self.transformer, **_options(device)))
+        self._step: Any = torch.compile(transformer, **_options(device))
 
     def __call__(
         self,
