@@ -25,8 +25,9 @@ def randn(*shape: int) -> Tensor:
 
 
 @needs_library
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @torch.no_grad()
-def test_a_packed_transformer_computes_the_same_to_the_bit() -> None:
+def test_a_packed_transformer_computes_the_same_to_the_bit(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     config = TransformerConfig(
         latent_channels=4, depth=3, width=64, head_dim=16, cross_head_dim=16, text_width=24
@@ -34,8 +35,8 @@ def test_a_packed_transformer_computes_the_same_to_the_bit() -> None:
     model = Transformer(config)
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.05)
-    model = model.bfloat16().eval()
-    given = randn(2, 4, 6, 6).bfloat16(), torch.tensor([0.3, 0.8]), randn(2, 7, 24).bfloat16()
+    model = model.to(dtype).eval()
+    given = randn(2, 4, 6, 6).to(dtype), torch.tensor([0.3, 0.8]), randn(2, 7, 24).to(dtype)
     with native.using("native"):
         wanted = model(*given)
         assert pack_blocks(model) == 3 * 4
@@ -45,8 +46,10 @@ def test_a_packed_transformer_computes_the_same_to_the_bit() -> None:
         assert torch.equal(model(*given), wanted)
 
 
-def test_float32_stays_as_it_is() -> None:
-    model = Transformer(TransformerConfig(depth=1, width=32, head_dim=8, cross_head_dim=8, text_width=12))
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_other_dtypes_stay_as_they_are(dtype: torch.dtype) -> None:
+    config = TransformerConfig(depth=1, width=32, head_dim=8, cross_head_dim=8, text_width=12)
+    model = Transformer(config).to(dtype)
     assert pack_blocks(model) == 0 and type(model.blocks[0].attention.to_qkv) is Linear
 
 

@@ -150,7 +150,8 @@ def generate(
         pipe.quantize()
     if compile:
         pipe.compile()
-    pipe.pack()
+    if not debug_nan:  # layers keep the kind that they are told by
+        pipe.pack()
     pipe.limit_memory(bound, keep_freed=keep_freed)
     jobs = pipe.plan(
         prompts,

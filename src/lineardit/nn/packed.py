@@ -28,14 +28,14 @@ class PackedLinear(nn.Module):
 
 _ROWS = 2048
 """Rows that the layout is chosen for; others are multiplied as well."""
+_DTYPES = torch.bfloat16, torch.float32
 
 
 def pack_blocks(transformer: nn.Module) -> int:
     """Replace the layers that all tokens of a picture pass in SANA's blocks, in place; how many there are.
 
-    Those of bfloat16 on a CPU where torch has oneDNN: in float32 it wins nothing. The layers around the
-    prompt's attention stay: they may be folded (`kernels.prompt`). Offloaded blocks are packed whenever they
-    are read to be kept.
+    Those of bfloat16 and float32 on a CPU where torch has oneDNN. The layers around the prompt's attention
+    stay: they may be folded (`kernels.prompt`). Offloaded blocks are packed when they are read to be kept.
     """
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return 0
@@ -66,6 +66,6 @@ def _to_pack(block: nn.Module) -> list[tuple[nn.Module, str, Linear]]:
         for parent in block.get_submodule(part).modules()
         for name, layer in parent.named_children()
         if type(layer) is Linear
-        and layer.weight.dtype == torch.bfloat16
+        and layer.weight.dtype in _DTYPES
         and layer.weight.device.type in ("cpu", "meta")
     ]

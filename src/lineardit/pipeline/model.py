@@ -237,7 +237,7 @@ class Model:
     def pack(self) -> int:
         """Lay the weights of SANA's blocks out as products read them, and return of how many layers.
 
-        Pictures stay the same, and a step in bfloat16 on a CPU takes less time. It is for good: a packed
+        Pictures stay the same, and a step on a CPU takes less time. It is for good: a packed
         model is not saved and takes no LoRA. Offloaded blocks are packed when they are read to stay. None is
         packed where that wins nothing: in other dtypes, without the native library, where layers are int8 or
         have LoRAs beside them.
