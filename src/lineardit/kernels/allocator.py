@@ -10,7 +10,8 @@ from lineardit.kernels.select import Choice
 
 # Names of glibc's malloc.h, see mallopt(3).
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_NEVER, _RETURNED = 2**31 - 1, 2**20
+_NEVER, _LARGEST, _RETURNED = -1, 2**31 - 1, 2**20
+"""Bytes. The first stands for more than any block has."""
 _LARGEST_STOPPER = 2**26
 
 _keeps = False
@@ -27,7 +28,7 @@ def keep_freed_memory() -> Choice:
     decide.
     """
     global _keeps
-    if _told({_TRIM_THRESHOLD: _NEVER, _MMAP_THRESHOLD: _NEVER}):
+    if _told({_TRIM_THRESHOLD: _NEVER, _MMAP_THRESHOLD: _LARGEST}):
         _keeps = True
         _remove_stoppers()
         return Choice("kept", "glibc keeps what is freed: fresh pages cost up to half of a pass over memory")
