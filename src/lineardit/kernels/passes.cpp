@@ -95,6 +95,15 @@ void depthwise_gate(
     }
 }
 
+// Numbers that are about to be read.
+template <typename T> inline void prefetch(const T *from, Size count) {
+    constexpr Size LINE = 64 / sizeof(T);
+    for (Size i = 0; i < count; i += LINE) __builtin_prefetch(from + i);
+}
+
+// Tokens before they are read.
+constexpr Size AHEAD = 16;
+
 template <typename T>
 void attention_state(
     const T *key, const T *value, const uint8_t *mask, float *memory, float *mass, Size batch, Size heads, Size count,
@@ -115,6 +124,11 @@ void attention_state(
                         const T *k = key + b * keys.batch + head * keys.head + (start + t) * keys.token;
                         const T *v = value + b * values.batch + head * values.head + (start + t) * values.token;
                         bool kept = !mask || mask[b * count + start + t];
+                        // Tokens are pages apart, which the processor does not foresee.
+                        if (start + t + TOKENS < count) {
+                            prefetch(k + TOKENS * keys.token, d);
+                            prefetch(v + TOKENS * values.token, e);
+                        }
                         for (Size c = 0; c < d; c += LANES) {
                             Lanes some = kept ? features(load(k + c, d - c), map) : Lanes{};
                             store(phi.data() + t * deep + c, some);
@@ -164,6 +178,7 @@ void attention_apply(
                         float divisors[4] = {1, 1, 1, 1};
                         for (Size t = 0; t < here; ++t) {
                             const T *q = query + b * queries.batch + head * queries.head + (start + t) * queries.token;
+                            if (start + t + AHEAD < count) prefetch(q + AHEAD * queries.token, d);
                             Lanes sum{};
                             for (Size c = 0; c < d; c += LANES) {
                                 Lanes some = features(load(q + c, d - c), map);
