@@ -1,11 +1,12 @@
 """3x3 convolutions with zeros around the picture, of a picture as it is and of one that is doubled first.
 
-They are defined by torch's convolution. Where the native library is in use, a tile of 2x2 pixels takes 16
-products instead of 36 (minimal filtering, F(2x2, 3x3): Lavin and Gray, arXiv:1509.09308), and 9 where the
-picture is doubled: of what such a tile sees the two middle rows and columns are alike, and their difference,
-one of the four numbers that minimal filtering multiplies, is zero. Sums run in another order: over 512
-channels they are 7e-7 of their size from exact in float32 (torch's 2e-7), and in bfloat16, where what is
-multiplied is rounded once more, 4e-3 (2e-3).
+They are defined by torch's convolution. Where the native library is in use, tiles of the picture take fewer
+products (minimal filtering: Lavin and Gray, arXiv:1509.09308). A tile of 2x2 pixels takes 16 instead of 36,
+and in float32 one of 4x4, in pictures of 32x32 and more, 36 instead of 144. A tile of 2x2 of a picture that
+is doubled takes 9: of what it sees the two middle rows and columns are alike, and their difference, one of
+the four numbers that minimal filtering multiplies, is zero. Sums over 512 channels are up to 2e-6 of their
+size from exact in float32 (torch's 2e-7); in bfloat16, where what is multiplied is rounded once more, 4e-3
+(2e-3).
 """
 
 import torch

@@ -170,6 +170,7 @@ def disagreement() -> float:
         lambda: rms_normed(x, gate[0, 0], shift[0, 0], 1e-5, residual=y),
         lambda: depthwise_gated(draw(1, 3, 5, 38), draw(38, 1, 3, 3), draw(38)),
         lambda: convolved(draw(1, LEAST_CHANNELS, 3, 5), draw(9, LEAST_CHANNELS, 3, 3), draw(9), silu=True),
+        lambda: convolved(draw(1, LEAST_CHANNELS, 33, 35), draw(9, LEAST_CHANNELS, 3, 3), draw(9)),
         lambda: convolved_doubled(draw(1, 18, 3, 5), draw(9, 18, 3, 3), draw(9), shortcut=True),
         lambda: linear_attention(heads, heads, heads),
         lambda: prompted(y[0], Around(square, x[0, 0], square, y[0, 0]), *heads_of_37),
