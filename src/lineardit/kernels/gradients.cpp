@@ -231,17 +231,6 @@ inline void read_tokens(const T *from, Size stride, Size tokens, Size count, Siz
             store(to + t * wide + c, c < count ? load(from + t * stride + c, count - c) : Lanes{});
 }
 
-inline void add_outer(const float *left, Size depth, const float *right, Size tokens, float *to, Size wide) {
-    for (Size column = 0; column < wide; column += 2 * LANES)
-        for (Size c = 0; c < depth; c += 4) {
-            float *into = to + c * wide + column;
-            if (column + LANES < wide)
-                add_products<2>(left + c, depth, right + column, tokens, into, wide);
-            else
-                add_products<1>(left + c, depth, right + column, tokens, into, wide);
-        }
-}
-
 // out[t] = left[t] right for as many rows as there are, which must have room for a multiple of eight.
 inline void multiply_rows(
     const float *left, Size left_stride, Size depth, const float *right, Size width, float *out, Size rows

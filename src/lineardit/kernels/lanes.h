@@ -85,11 +85,15 @@ template <typename T> inline void store(T *to, Lanes lanes, Size count) {
 }
 
 inline float total(Lanes lanes) {
-    float some[LANES];
-    store(some, lanes);
-    for (Size half = LANES / 2; half; half /= 2)
-        for (Size lane = 0; lane < half; ++lane) some[lane] += some[lane + half];
-    return some[0];
+    typedef float Eight __attribute__((vector_size(32)));
+    typedef float Four __attribute__((vector_size(16)));
+    Eight eights[2];
+    std::memcpy(eights, &lanes, sizeof lanes);
+    eights[0] += eights[1];
+    Four fours[2];
+    std::memcpy(fours, eights, sizeof fours);
+    Four four = fours[0] + fours[1];
+    return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
 // Sixteen numbers that stand two apart, from the first (0) or the second (1) on.
@@ -234,17 +238,32 @@ struct Strides {
 
 constexpr Size TOKENS = 64;
 
-// to[i] += sum_t left[t, i] right[t] for four i and as many vectors of columns as asked for.
+// to[i] += sum_t left[t, i] right[t] for TOGETHER i and as many vectors of columns as asked for.
+constexpr Size TOGETHER = 8;
+
 template <Size VECTORS>
 inline void add_products(const float *left, Size depth, const float *right, Size tokens, float *to, Size width) {
-    Lanes sums[4][VECTORS];
-    for (Size i = 0; i < 4; ++i)
+    Lanes sums[TOGETHER][VECTORS];
+    for (Size i = 0; i < TOGETHER; ++i)
         for (Size v = 0; v < VECTORS; ++v) sums[i][v] = load(to + i * width + v * LANES);
-    for (Size t = 0; t < tokens; ++t)
-        for (Size i = 0; i < 4; ++i)
-            for (Size v = 0; v < VECTORS; ++v) sums[i][v] += left[t * depth + i] * load(right + t * width + v * LANES);
-    for (Size i = 0; i < 4; ++i)
+    for (Size t = 0; t < tokens; ++t) {
+        Lanes here[VECTORS];
+        for (Size v = 0; v < VECTORS; ++v) here[v] = load(right + t * width + v * LANES);
+#pragma GCC unroll 8
+        for (Size i = 0; i < TOGETHER; ++i)
+            for (Size v = 0; v < VECTORS; ++v) sums[i][v] += left[t * depth + i] * here[v];
+    }
+    for (Size i = 0; i < TOGETHER; ++i)
         for (Size v = 0; v < VECTORS; ++v) store(to + i * width + v * LANES, sums[i][v]);
+}
+
+// The same for all of them; `depth` and `width` are multiples of sixteen.
+inline void add_outer(const float *left, Size depth, const float *right, Size tokens, float *to, Size width) {
+    for (Size column = 0; column < width; column += 2 * LANES)
+        for (Size i = 0; i < depth; i += TOGETHER) {
+            auto add = column + LANES < width ? add_products<2> : add_products<1>;
+            add(left + i, depth, right + column, tokens, to + i * width + column, width);
+        }
 }
 
 // sum = x + gate y (or x), out = LayerNorm(sum) (1 + scale) + shift, each where it is asked for. Training keeps the sum (X)

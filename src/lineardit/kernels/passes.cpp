@@ -101,8 +101,8 @@ template <typename T> inline void prefetch(const T *from, Size count) {
     for (Size i = 0; i < count; i += LINE) __builtin_prefetch(from + i);
 }
 
-// Tokens before they are read.
-constexpr Size AHEAD = 16;
+// Tokens before they are read, and those that a state is applied to at once.
+constexpr Size AHEAD = 16, APPLIED = 8;
 
 template <typename T>
 void attention_state(
@@ -137,15 +137,7 @@ void attention_state(
                         for (Size c = 0; c < e; c += LANES)
                             store(held.data() + t * wide + c, kept ? load(v + c, e - c) : Lanes{});
                     }
-                    for (Size column = 0; column < wide; column += 2 * LANES)
-                        for (Size c = 0; c < deep; c += 4) {
-                            const float *factors = phi.data() + c, *from = held.data() + column;
-                            float *to = state.data() + c * wide + column;
-                            if (column + LANES < wide)
-                                add_products<2>(factors, deep, from, here, to, wide);
-                            else
-                                add_products<1>(factors, deep, from, here, to, wide);
-                        }
+                    add_outer(phi.data(), deep, held.data(), here, state.data(), wide);
                 }
                 Size place = b * heads + head;
                 for (Size c = 0; c < d; ++c)
@@ -163,7 +155,7 @@ void attention_apply(
     Size wide = padded(e), deep = padded(d), parts = (count + TOKENS - 1) / TOKENS;
 #pragma omp parallel
     {
-        std::vector<float> phi(4 * deep), state(d * wide, 0.0f), mixed(4 * wide), weights(deep, 0.0f);
+        std::vector<float> phi(APPLIED * deep), state(d * wide, 0.0f), mixed(APPLIED * wide), weights(deep, 0.0f);
 #pragma omp for collapse(3) schedule(static)
         for (Size b = 0; b < batch; ++b)
             for (Size head = 0; head < heads; ++head)
@@ -173,9 +165,9 @@ void attention_apply(
                         std::memcpy(state.data() + c * wide, memory + (place * d + c) * e, e * sizeof(float));
                     std::memcpy(weights.data(), mass + place * d, d * sizeof(float));
                     Size end = std::min((part + 1) * TOKENS, count);
-                    for (Size start = part * TOKENS; start < end; start += 4) {
-                        Size here = std::min<Size>(4, end - start);
-                        float divisors[4] = {1, 1, 1, 1};
+                    for (Size start = part * TOKENS; start < end; start += APPLIED) {
+                        Size here = std::min(APPLIED, end - start);
+                        float shares[APPLIED];
                         for (Size t = 0; t < here; ++t) {
                             const T *q = query + b * queries.batch + head * queries.head + (start + t) * queries.token;
                             if (start + t + AHEAD < count) prefetch(q + AHEAD * queries.token, d);
@@ -185,13 +177,13 @@ void attention_apply(
                                 store(phi.data() + t * deep + c, some);
                                 sum += some * load(weights.data() + c);
                             }
-                            divisors[t] = total(sum) + eps;
+                            shares[t] = 1 / (total(sum) + eps);
                         }
-                        multiply<4>(phi.data(), deep, d, state.data(), wide, mixed.data(), wide);
+                        multiply<APPLIED>(phi.data(), deep, d, state.data(), wide, mixed.data(), wide);
                         for (Size t = 0; t < here; ++t) {
                             T *to = out + b * outs.batch + head * outs.head + (start + t) * outs.token;
                             for (Size c = 0; c < e; c += LANES)
-                                store(to + c, load(mixed.data() + t * wide + c) / divisors[t], e - c);
+                                store(to + c, load(mixed.data() + t * wide + c) * shares[t], e - c);
                         }
                     }
                 }
