@@ -9,6 +9,7 @@ from PIL import Image
 from lineardit.cli.app import main
 from lineardit.cli.bulk import KEYS, Share, Task, batches
 from lineardit.interop.png_text import read_png_text
+from lineardit.kernels import native
 from lineardit.pipeline import Pipeline, Settings
 
 LINES = [
@@ -47,6 +48,23 @@ def test_every_line_becomes_its_picture(prompts: Path, tmp_path: Path, tiny_mode
         assert pixels(file) == expected.images[0].tobytes()
         settings = read_png_text(file).settings
         assert settings is not None and settings["prompt"] == line["prompt"]
+
+
+@pytest.mark.parametrize("kernels", ["native", "torch"])
+def test_it_draws_what_generate_draws_and_as_fast(
+    kernels: str, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kernels == "native" and native.compiler() is None:
+        pytest.skip("there is no C++ compiler here")
+    packed: list[bool] = []
+    pack = Pipeline.pack
+    monkeypatch.setattr(Pipeline, "pack", lambda pipe: packed.append(pack(pipe) > 0))
+    (tmp_path / "prompts.txt").write_text("a house\n", "utf-8")
+    same = ["--model", str(tiny_model), "--device", "cpu", "--kernels", kernels]
+    assert main(["bulk", str(tmp_path / "prompts.txt"), "-o", str(tmp_path), "--seed", "3", *same]) == 0
+    assert packed == [kernels == "native"]
+    assert main(["generate", "a house", "-o", str(tmp_path / "one.png"), "--seed", "3", *same]) == 0
+    assert pixels(tmp_path / "000000-3.png") == pixels(tmp_path / "one.png")
 
 
 def test_it_goes_on_where_it_was_and_draws_nothing_twice(

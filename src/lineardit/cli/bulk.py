@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
+from lineardit.cli.options import KeepFreed, Kernels
 from lineardit.errors import InputError, MissingExtraError, OutputError
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ def bulk(
     device: Annotated[
         str, typer.Option(help="auto: under torchrun each process takes its own GPU.")
     ] = "auto",
+    kernels: Kernels = "auto",
+    keep_freed: KeepFreed = True,
     batch: Annotated[int, typer.Option(help="Pictures of one size drawn together on a GPU.")] = 8,
     force: Annotated[bool, typer.Option("--force", help="Draw again what is there already.")] = False,
     ray: Annotated[bool, typer.Option("--ray", help="Draw on a Ray cluster; this process writes.")] = False,
@@ -94,22 +97,27 @@ def bulk(
         raise MissingExtraError("ray", "ray", "lineardit bulk --ray")
     share = Share(0, 1, 0) if ray else Share.read(os.environ)
 
+    from lineardit.kernels import native
+    from lineardit.kernels.allocator import keep_freed_memory
     from lineardit.pipeline import Pipeline
 
     if ray:
         # Only to know the model's own settings: nothing is drawn here.
         tasks = _tasks(Pipeline.from_pretrained(model, device="cpu"), lines, output)
     else:
+        if keep_freed:
+            keep_freed_memory()
+        native.use(kernels)
         pipe = Pipeline.from_pretrained(model, device=_own(device, share), dtype=dtype)
+        pipe.pack()
         tasks = _tasks(pipe, lines, output)
     _make(output)
     left = [task for task in tasks[share.rank :: share.of] if force or not is_drawn(task)]
     if ray:
-        from lineardit.cli.bulk_ray import drawn_on_ray
+        from lineardit.cli.bulk_ray import Loads, drawn_on_ray
 
-        drawn = drawn_on_ray(
-            left, model=model, dtype=dtype, device=device, address=ray_address, actors=actors, batch=batch
-        )
+        loads = Loads(model, device, dtype, kernels, keep_freed)
+        drawn = drawn_on_ray(left, loads, address=ray_address, actors=actors, batch=batch)
     else:
         drawn = _drawn_here(pipe, left, batch)
     with _bar(share, tasks, left) as advance:

@@ -3,10 +3,12 @@
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 from lineardit.cli.bulk import Task, as_png, batches
 from lineardit.errors import InputError, LineardiTError
+from lineardit.kernels import native
+from lineardit.kernels.allocator import keep_freed_memory
 from lineardit.pipeline import Pipeline, Settings
 from lineardit.serving.cluster import join_cluster
 
@@ -15,11 +17,25 @@ _AHEAD = 2
 _LIVES = 3
 
 
+class Loads(NamedTuple):
+    """What an actor draws with."""
+
+    model: str | None
+    device: str
+    dtype: str
+    kernels: str
+    keep_freed: bool
+
+
 class Drawer:
     """What runs in an actor."""
 
-    def __init__(self, model: str | None, device: str, dtype: str) -> None:
-        self._pipe = Pipeline.from_pretrained(model, device=device, dtype=dtype)
+    def __init__(self, loads: Loads) -> None:
+        if loads.keep_freed:
+            keep_freed_memory()
+        native.use(loads.kernels)
+        self._pipe = Pipeline.from_pretrained(loads.model, device=loads.device, dtype=loads.dtype)
+        self._pipe.pack()
 
     def draw(self, jobs: Sequence[dict[str, Any]]) -> list[bytes]:
         """Files of pictures that are drawn together."""
@@ -30,10 +46,8 @@ class Drawer:
 
 def drawn_on_ray(
     tasks: Sequence[Task],
+    loads: Loads,
     *,
-    model: str | None,
-    dtype: str,
-    device: str,
     address: str | None,
     actors: int | None,
     batch: int,
@@ -41,7 +55,7 @@ def drawn_on_ray(
     """Files in the order in which they are ready. An actor that dies is started again, with its work.
 
     Raises:
-        InputError: there are no actors, or the model cannot be loaded there.
+        InputError: there are no actors or too many for the cluster, or the model cannot be loaded there.
         LineardiTError: there is no such cluster, or an actor died too often.
     """
     if actors is not None and actors < 1:
@@ -53,11 +67,15 @@ def drawn_on_ray(
 
     join_cluster(address)
     try:
-        gpus = int(ray.cluster_resources().get("GPU", 0))
+        found = ray.cluster_resources()
+        gpus, cpus = int(found.get("GPU", 0)), int(found.get("CPU", 0))
         count = actors or max(1, gpus)
-        kind = ray.remote(num_cpus=1, num_gpus=min(1.0, gpus / count), max_restarts=_LIVES,
+        if count > cpus:
+            raise InputError(f"actors={count} take a CPU each of {cpus} in the cluster. Use {cpus} or fewer.")
+        share = 1 / -(-count // gpus) if gpus else 0.0  # whole numbers of actors fit on a GPU
+        kind = ray.remote(num_cpus=1, num_gpus=share, max_restarts=_LIVES,
                           max_task_retries=_LIVES)(Drawer)  # fmt: skip
-        pool = [kind.remote(model, device, dtype) for _ in range(count)]
+        pool = [kind.remote(loads) for _ in range(count)]
         waiting = deque(batches(tasks, batch if gpus else 1))
         running: dict[Any, tuple[Any, list[Task]]] = {}
 
