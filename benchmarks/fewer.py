@@ -109,8 +109,8 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=20, help="that are drawn to count the steps")
     parser.add_argument("--output", type=Path, default=RESULT)
     options = parser.parse_args()
-    native.use("native")
     keep_freed_memory()
+    native.use("native")
     with torch.no_grad():
         steps = counted(options.scenes)
         cells: list[list[str]] = []

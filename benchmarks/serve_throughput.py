@@ -43,8 +43,8 @@ def pipeline_draw(options: argparse.Namespace) -> Draw:
     from lineardit.kernels.allocator import keep_freed_memory
     from lineardit.pipeline import Pipeline
 
-    native.use("auto")
     keep_freed_memory()
+    native.use("auto")
     pipe = Pipeline.from_pretrained(options.model, device=options.device, dtype=options.dtype)
     return lambda prompt, seed, steps: pipe(prompt, seed=seed, num_inference_steps=steps).images[0]
 

@@ -135,8 +135,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULT)
     options = parser.parse_args()
     torch._inductor.config.freezing = options.freeze
-    native.use("native")
     keep_freed_memory()
+    native.use("native")
     sizes = [int(word) for word in options.pixels.split(",")]
     parts: dict[tuple[str, int], dict[str, list[float]]] = {}
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -96,3 +97,44 @@ def test_holes_that_kept_blocks_leave_are_not_filled_until_blocks_are_kept_again
     stayed, grown = (int(word) for word in found.stdout.split())
     assert stayed < 4_000_000, "24 MB went into a hole, and stay there"
     assert grown < 20_000_000, "120 MB have room in the holes"
+
+
+LARGE = """
+import os, resource, torch
+from pathlib import Path
+{before}
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(50_000_000)
+assert "THP_MEM_ALLOC_ENABLE" not in os.environ
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+GENERATE = """
+from lineardit.cli.app import main
+words = ["generate", "a dog", "-o", {place!r}, "--num-inference-steps", "1", "--device", "cpu"]
+assert main([*words, *{more!r}]) == 0
+"""
+
+
+def fresh_pages(before: str) -> int:
+    """That 200 MB take after this code."""
+    child = [sys.executable, "-c", LARGE.format(before=before)]
+    done = subprocess.run(child, check=True, capture_output=True, text=True)
+    return int(done.stdout.splitlines()[-1])
+
+
+def makes_large_pages() -> bool:
+    told = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    return told.is_file() and "[madvise]" in told.read_text("ascii")
+
+
+@pytest.mark.skipif(not makes_large_pages(), reason="this system makes no large pages for those who ask")
+def test_tensors_lie_on_large_pages_where_they_are_asked_for_in_time(tmp_path: Path) -> None:
+    ask = "from lineardit.kernels.allocator import ask_for_large_pages\n"
+    place = str(tmp_path / "dog.png")
+    assert fresh_pages(ask + "ask_for_large_pages()") < 2_000
+    assert fresh_pages(GENERATE.format(place=place, more=["--force"])) < 2_000, (
+        "generate asks before it works"
+    )
+    assert fresh_pages(ask + "torch.ones(1)\nask_for_large_pages()") > 40_000, "torch had decided"
+    more = ["--force", "--no-keep-freed"]
+    assert fresh_pages(GENERATE.format(place=place, more=more)) > 40_000

@@ -33,7 +33,12 @@ from lineardit.interop.place import Network, Place
 from lineardit.interop.room import Room
 from lineardit.interop.stored import open_tensors
 from lineardit.kernels import native
-from lineardit.kernels.allocator import keep_freed_memory, resident_bytes, return_freed_memory
+from lineardit.kernels.allocator import (
+    ask_for_large_pages,
+    keep_freed_memory,
+    resident_bytes,
+    return_freed_memory,
+)
 from lineardit.kernels.select import DTYPES
 from lineardit.nn.int8 import quantize_blocks
 from lineardit.nn.offload import offloaded
@@ -244,6 +249,8 @@ def run_contender(
         torch.set_num_threads(threads)
     answers: dict[str, dict[str, Any]] = {}
     outputs: dict[str, Tensor] = {}
+    if own.kept:
+        ask_for_large_pages()
     with torch.no_grad():
         if own.package == "lineardit":
             return_freed_memory()  # what loading took and gave back

@@ -60,9 +60,9 @@ def train(
     from lineardit.kernels.allocator import keep_freed_memory
     from lineardit.training.distributed import read_launch
 
-    native.use(kernels)
     if keep_freed:
         keep_freed_memory()
+    native.use(kernels)
     folder, launch = output or Path("runs") / recipe.stem, read_launch(os.environ)
     if launch is None:
         _train(run, folder, resume, device)

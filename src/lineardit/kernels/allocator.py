@@ -1,10 +1,13 @@
 """How this process gets its memory from the system, and how much it has."""
 
 import ctypes
+import os
 import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+
+import torch
 
 from lineardit.kernels.select import Choice
 
@@ -13,6 +16,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _NEVER, _LARGEST, _RETURNED = -1, 2**31 - 1, 2**20
 """Bytes. The first stands for more than any block has."""
 _LARGEST_STOPPER = 2**26
+_LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"
 
 _keeps = False
 _stoppers: list[int] = []
@@ -24,15 +28,28 @@ def keep_freed_memory() -> Choice:
     By default each block beyond some megabytes is mapped when it is made and unmapped when it is freed, so
     that every pass over a picture meets fresh pages, which the system has to clear: up to half the time of
     whatever is bound by memory. Kept blocks of up to two gigabytes are used again; the process holds its peak
-    until it ends, or `return_freed_memory` is called. This is for processes that draw, not for a library to
-    decide.
+    until it ends, or `return_freed_memory` is called. `ask_for_large_pages` comes with it, where that still
+    helps. This is for processes that draw, not for a library to decide.
     """
     global _keeps
+    ask_for_large_pages()
     if _told({_TRIM_THRESHOLD: _NEVER, _MMAP_THRESHOLD: _LARGEST}):
         _keeps = True
         _remove_stoppers()
         return Choice("kept", "glibc keeps what is freed: fresh pages cost up to half of a pass over memory")
     return Choice("returned", "this C library has no mallopt, or it refused")
+
+
+def ask_for_large_pages() -> None:
+    """Let tensors of two megabytes and more lie on pages as large, if torch has allocated nothing yet.
+
+    A fresh page takes a fault of its own, and of large pages there are 512 times fewer. It costs up to two
+    megabytes for each tensor. A system that was told never to make them leaves it.
+    """
+    if _LARGE_PAGES not in os.environ:
+        os.environ[_LARGE_PAGES] = "1"
+        torch.empty(1)  # torch reads the variable when it first allocates
+        del os.environ[_LARGE_PAGES]  # children of this process decide for themselves
 
 
 def return_freed_memory() -> Choice:
