@@ -124,13 +124,13 @@ def generate(
     from lineardit.kernels.allocator import keep_freed_memory, return_freed_memory
     from lineardit.pipeline import Pipeline
 
-    for source, _ in weighted:
-        read_lora(source)  # before the model, which may take minutes to load
-    native.use(kernels)
     if keep_freed and bound is None:
         keep_freed_memory()
     else:
         return_freed_memory()
+    native.use(kernels)
+    for source, _ in weighted:
+        read_lora(source)  # before the model, which may take minutes to load
     control = None if control_image is None else [read_picture(control_image)]
     pipe = Pipeline.from_pretrained(
         model,
