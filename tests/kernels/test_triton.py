@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
 
 pytest.importorskip("triton", reason="triton is not installed")
 
@@ -19,6 +20,7 @@ pytestmark = [
     # Triton 3.6 counts so in its interpreter.
     pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning"),
 ]
+CPU = torch.device("cpu")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 # On a GPU float32 products are IEEE; what is left is the order of sums.
 EXACT = {"rtol": 2e-5, "atol": 2e-5}
@@ -160,6 +162,27 @@ def test_torch_compile_takes_the_operators_whole() -> None:
 def test_kernels_that_agree_with_the_definition_are_not_refused() -> None:
     with torch.inference_mode():  # as whoever draws asks
         assert operators.refusal(DEVICE) is None
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_kernels_are_not_refused_for_being_checked_inside_a_checkpointed_block() -> None:
+    weight = torch.tensor([2.0, 3.0], requires_grad=True)
+    reasons: list[str | None] = []
+
+    def differentiated(device: torch.device) -> float:
+        x = torch.ones(7, device=device, requires_grad=True)
+        torch.autograd.grad(x.exp().sin().sum(), x)
+        return 0.0
+
+    def block(x: Tensor) -> Tensor:
+        if not reasons:  # as whoever keeps the answer
+            reasons.append(operators.refused(differentiated, CPU, "it runs on torch instead"))
+        return (x * weight).exp()
+
+    x = torch.tensor([0.5, -1.0], requires_grad=True)
+    checkpoint(block, x, use_reentrant=False).sum().backward()
+    assert reasons == [None] and not operators.REFUSALS
+    torch.testing.assert_close(x.grad, weight.detach() * (x * weight).exp().detach())
 
 
 @pytest.mark.usefixtures("unchecked")

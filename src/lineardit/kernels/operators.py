@@ -90,8 +90,14 @@ def refused(check: Callable[[torch.device], float], device: torch.device, instea
     if not HAS_TRITON:
         return "triton is not installed"
     try:
-        # Whoever asks may be drawing, without gradients, and in another dtype than weights have.
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        # Whoever asks may be drawing, without gradients, and in another dtype than weights have. Or it is a
+        # checkpointed block, whose hooks would count what the check saves among the tensors of the block.
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast(device.type, enabled=False),
+            torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, lambda saved: saved),
+        ):
             apart = check(device)
     except Exception as error:  # a compiler that is missing or broken fails in many ways
         reason = f"the Triton kernels do not run here: {(str(error) or repr(error)).splitlines()[0]}"
