@@ -75,8 +75,12 @@ def test_muon_steps_are_of_the_size_of_adamw_s() -> None:
     assert 0.1 < float(step) < 0.3  # RMS of 0.2, as AdamW's updates have (arXiv:2502.16982, section 2.2)
 
 
-def test_a_network_without_blocks_trains_under_muon_too() -> None:
-    assert len(build_optimizers(nn.Linear(3, 3), loop(optimizer="muon"))) == 1
+def test_muon_is_refused_where_it_would_have_nothing_to_do() -> None:
+    frozen = Net()
+    frozen.blocks.requires_grad_(False)
+    for model in (nn.Linear(3, 3), frozen):
+        with pytest.raises(ConfigError, match="none learns here: .* Use train.optimizer=adamw or came"):
+            build_optimizers(model, loop(optimizer="muon"))
 
 
 @pytest.mark.parametrize("decay", ["cosine", "constant", "wsd"])
@@ -149,6 +153,28 @@ def test_adamw_goes_on_as_published_from_what_was_kept_whatever_the_layout() -> 
         direction = (mean / (1 - low**2)) / ((square / (1 - high**2)).sqrt() + 1e-8)
         wanted = old * (1 - 2e-3 * decays[index]) - 2e-3 * direction
         torch.testing.assert_close(parameter.detach(), wanted, rtol=1e-6, atol=1e-7)
+
+
+def test_options_are_of_the_optimizer_that_goes_on_and_only_the_rate_is_of_the_one_before() -> None:
+    saved = AdamW([nn.Parameter(torch.ones(2, 3))], lr=0.5, betas=(0.1, 0.2), weight_decay=0.3, fused=True)
+    own = AdamW([nn.Parameter(torch.ones(2, 3))], lr=0.1, betas=(0.8, 0.9), weight_decay=0.7)
+    optimizer_state.restore([own], {}, optimizer_state.groups([saved]))
+    (group,) = own.param_groups
+    assert (group["betas"], group["weight_decay"], group["fused"]) == ((0.8, 0.9), 0.7, None)
+    assert group["lr"] == 0.5
+
+
+@pytest.mark.parametrize(("capturable", "device"), [(True, "meta"), (False, "cpu")])
+def test_counts_lie_beside_their_parameter_where_the_update_needs_them_there(
+    capturable: bool, device: str
+) -> None:
+    parameter = nn.Parameter(torch.ones(2, 3, device="meta"))
+    own = AdamW([parameter], capturable=capturable)
+    kept = {"0.0.step": torch.tensor(3.0), "0.0.exp_avg": torch.zeros(2, 3)}
+    # Counts of a run on a CPU.
+    optimizer_state.restore([own], kept, optimizer_state.groups([AdamW([torch.ones(2, 3)], fused=True)]))
+    assert own.state[parameter]["step"].device.type == device
+    assert own.state[parameter]["exp_avg"].device.type == "meta"
 
 
 def test_eight_bits_need_their_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,12 +23,18 @@ def build_optimizers(model: nn.Module, config: LoopConfig) -> list[Optimizer]:
 
     Raises:
         MissingExtraError: 8-bit moments are asked for, and no package that has them is there.
-        ConfigError: nothing learns, or 8-bit moments and processes that share a copy are asked for together.
+        ConfigError: nothing learns, Muon finds no matrix, or 8-bit moments and processes that share a copy
+            are asked for together.
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not trained:
         raise ConfigError("no weight of the network learns: all are frozen.")
     matrices = block_matrices(model, trained) if config.optimizer == "muon" else {}
+    if config.optimizer == "muon" and not matrices:
+        raise ConfigError(
+            "train.optimizer=muon is for the matrices of a network's blocks, of which none learns here: a "
+            "LoRA, a DoRA and an autoencoder have none. Use train.optimizer=adamw or came."
+        )
     rest = [parameter for name, parameter in trained.items() if name not in matrices]
     every = [
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
@@ -40,7 +46,7 @@ def build_optimizers(model: nn.Module, config: LoopConfig) -> list[Optimizer]:
             return [CAME(groups, config.learning_rate, betas=(*config.betas, config.confidence_beta))]
         case "adamw8bit":
             return [_in_8_bits(groups, config)]
-        case "muon" if matrices:
+        case "muon":
             muon = Muon(matrices.values(), config.learning_rate, weight_decay=config.weight_decay)
             return [*([_adamw(groups, config)] if groups else []), muon]
     return [_adamw(groups, config)]

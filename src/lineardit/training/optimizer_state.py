@@ -32,6 +32,8 @@ def groups(optimizers: Sequence[Optimizer]) -> list[Any]:
 def restore(optimizers: Sequence[Optimizer], tensors: Mapping[str, Tensor], options: Sequence[Any]) -> None:
     """Give optimizers what `moments` and `groups` took from them, in as many processes as there are now.
 
+    Of the options only the rate is taken over: the others are of the recipe and the device of today.
+
     Raises: LookupError or ValueError where it is of other optimizers.
     """
     names: list[dict[int, list[str]]] = [{} for _ in optimizers]
@@ -39,23 +41,29 @@ def restore(optimizers: Sequence[Optimizer], tensors: Mapping[str, Tensor], opti
         of, index, name = key.split(".", 2)
         names[int(of)].setdefault(int(index), []).append(name)
     for number, (optimizer, slots, each) in enumerate(zip(optimizers, names, options, strict=True)):
-        parameters = _parameters(optimizer)
+        built = [dict(group) for group in optimizer.param_groups]
         # This checks that the groups fit; what it does to state is not made for spread or 8-bit tensors.
         optimizer.load_state_dict({"state": {}, "param_groups": each})
+        for group, own in zip(optimizer.param_groups, built, strict=True):
+            group |= {**own, "lr": group["lr"]}
+        places = [(parameter, group) for group in optimizer.param_groups for parameter in group["params"]]
         for place, slot in slots.items():
-            parameter = parameters[place]
+            parameter, group = places[place]
+            counts_beside = bool(group.get("fused") or group.get("capturable"))
             for name in slot:
                 value = like(tensors, f"{number}.{place}.{name}", parameter)
-                optimizer.state[parameter][name] = _placed(value, parameter)
+                optimizer.state[parameter][name] = _placed(value, parameter, counts_beside)
 
 
-def _placed(value: Tensor, parameter: Tensor) -> Tensor | int:
-    """Counts stay on the CPU, whole ones as plain numbers; moments lie where and as their parameter does.
+def _placed(value: Tensor, parameter: Tensor, counts_beside: bool) -> Tensor | int:
+    """Moments lie where and as their parameter does, counts there or on the CPU, whole ones as plain numbers.
 
     Fused updates walk through parameter and moments by their places in memory, not by their indices.
     """
     if not value.ndim:
-        return value if value.is_floating_point() else int(value)
+        if not value.is_floating_point():
+            return int(value)
+        return value.to(parameter.device) if counts_beside else value
     value = value.to(parameter.device)
     if value.shape != parameter.shape or value.stride() == parameter.stride():
         return value
