@@ -149,3 +149,27 @@ def test_prompts_may_stand_in_a_file_one_on_each_line(tmp_path: Path) -> None:
         prompts_of(PriorConfig(prompts_file=tmp_path / "none.txt"))
     with pytest.raises(ConfigError, match="a prior needs prompts"):
         PriorConfig()
+
+
+def test_more_prompts_than_pictures_are_refused(tmp_path: Path) -> None:
+    place = tmp_path / "prompts.txt"
+    place.write_text("a dog\na horse\na cow\n", "utf-8")
+    config = PriorConfig(prompts=("a cat",), prompts_file=place, count=3)
+    with pytest.raises(ConfigError, match="prior.count=3 .* 4 prompts, .* Use prior.count=4 or more"):
+        prompts_of(config)
+    assert len(prompts_of(config.model_copy(update={"count": 4}))) == 4
+
+
+def test_prompts_are_encoded_a_few_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    together: list[int] = []
+    encode = Words.encode
+
+    def watched(self: Words, prompts: Sequence[str]) -> TextEmbedding:
+        together.append(len(prompts))
+        return encode(self, prompts)
+
+    monkeypatch.setattr(Words, "encode", watched)
+    prompts = tuple("a" * length for length in range(1, 131))
+    found = drawn(tmp_path, prompts=prompts, count=130)
+    assert together == [64, 64, 2]
+    assert [len(words) for words in found.words] == list(range(1, 131))

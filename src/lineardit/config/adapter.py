@@ -39,7 +39,7 @@ class PriorConfig(Config):
     prompt_dropout: float = Field(0.1, ge=0, lt=1)
     """Share of its samples that are shown no prompt: what guidance leads away from stays, too."""
     count: int = Field(100, gt=0)
-    """Pictures that are drawn once, before the first step, of all prompts together."""
+    """Pictures that are drawn once, before the first step, of all prompts together; at least one of each."""
     weight: float = Field(1.0, gt=0)
     """Of their loss, beside that of the pictures to be learned; each step sees as many of both."""
     guidance_scale: float | None = Field(None, ge=0)

@@ -23,6 +23,7 @@ from lineardit.training.loop import step_generator
 from lineardit.training.shares import Share
 
 DRAWN_AT_ONCE = 8
+ENCODED_AT_ONCE = 64
 SHARD = 64
 """Pictures that are kept in one file."""
 
@@ -107,11 +108,15 @@ def draw_prior(
     `origin` tells which model draws.
 
     Raises:
-        ConfigError: the file of prompts cannot be read, or has none.
+        ConfigError: the file of prompts cannot be read, or has none, or more than there are pictures.
     """
     guidance = guidance_scale if config.guidance_scale is None else config.guidance_scale
     prompts = prompts_of(config)
-    words = [vectors[there].float() for vectors, there in zip(*text_encoder.encode(prompts), strict=True)]
+    words = [
+        vectors[there].float()
+        for start in range(0, len(prompts), ENCODED_AT_ONCE)
+        for vectors, there in zip(*text_encoder.encode(prompts[start : start + ENCODED_AT_ONCE]), strict=True)
+    ]
     no_words = text_encoder.encode_negative([""])
     empty = no_words.embeddings[0][no_words.mask[0]].float()
     key = {
@@ -156,7 +161,7 @@ def prompts_of(config: PriorConfig) -> list[str]:
     """The prompts of the recipe, then those of its file, without empty lines.
 
     Raises:
-        ConfigError: the file cannot be read, or there is no prompt.
+        ConfigError: the file cannot be read, there is no prompt, or not a picture for each.
     """
     prompts = list(config.prompts)
     if config.prompts_file is not None:
@@ -171,4 +176,9 @@ def prompts_of(config: PriorConfig) -> list[str]:
         prompts += [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise ConfigError(f"prior.prompts_file={config.prompts_file} has no prompt: write one on each line.")
+    if len(prompts) > config.count:
+        raise ConfigError(
+            f"prior.count={config.count} pictures are fewer than the {len(prompts)} prompts, of which the "
+            f"last would never be drawn. Use prior.count={len(prompts)} or more, or fewer prompts."
+        )
     return prompts
