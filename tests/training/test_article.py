@@ -34,6 +34,7 @@ from lineardit.text.encoder import T5Encoder
 from lineardit.training import pool as pools
 from lineardit.training.adversarial import PatchDiscriminator, discriminator_loss, fooling_loss
 from lineardit.training.autoencoder import train_autoencoder
+from lineardit.training.distributed import World
 from lineardit.training.generation import GenerationTask, train_transformer
 from lineardit.training.latents import moment_penalty
 from lineardit.training.loop import step_generator
@@ -157,7 +158,7 @@ def test_a_few_steps_lower_the_loss_and_teach_the_discriminator(
     autoencoder_run: ArticleAutoencoderRun,
 ) -> None:
     task = reconstruction(autoencoder_run)
-    (opponent,) = opponents(task)
+    (opponent,) = opponents(task, World())
     optimizer = torch.optim.AdamW(task.model.parameters(), 3e-3)
     seen = []
     for _ in range(30):

@@ -1,5 +1,6 @@
 """Training the detector: its targets, its distortions, and that it learns."""
 
+import json
 import math
 from pathlib import Path
 
@@ -91,6 +92,16 @@ def test_a_batch_is_a_function_of_its_step(atlas: Atlas) -> None:
     assert torch.equal(first, again) and scenes == same
     assert not torch.equal(first, other) and scenes != different
     assert first.shape == (8, 3, 64, 64)
+
+
+def test_the_position_tells_what_decides_the_batches(atlas: Atlas) -> None:
+    before = task(atlas).position(7)
+    assert before["step"] == 7 and json.loads(json.dumps(before)) == before == task(atlas).position(7)
+    larger = RUN.model_copy(update={"train": RUN.train.model_copy(update={"batch_size": 9})})
+    others = {"batch_size": larger, "data": RUN.model_copy(update={"placement_steps": (16, 4)})}
+    for key, other in others.items():
+        after = task(atlas, other).position(7)
+        assert [each for each in before if after[each] != before[each]] == [key]
 
 
 def images() -> Tensor:

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -243,6 +243,37 @@ def test_a_batch_pairs_each_scene_with_one_of_its_captions(
     assert 0.2 < dropped / 240 < 0.4 and phrasings == {0, 1, 2}
 
 
+def test_no_prompt_is_what_the_pipeline_guides_away_from(
+    run: TransformerRun, text_encoder: OfflineEncoder, pool: Pool
+) -> None:
+    class Instructed:
+        """As Gemma: an instruction comes before what is to be seen, and before nothing else."""
+
+        width = text_encoder.width
+
+        def encode(self, prompts: Sequence[str]) -> TextEmbedding:
+            return text_encoder.encode([f"a red apple {prompt}" for prompt in prompts])
+
+        def encode_negative(self, prompts: Sequence[str]) -> TextEmbedding:
+            return text_encoder.encode(prompts)
+
+    model, encoder = Transformer(run.model), Instructed()
+    always = run.model_copy(update={"prompt_dropout": 1.0})
+    autoencoder = load_autoencoder(run.autoencoder)
+    job = GenerationTask(always, model, autoencoder, encoder, pool.latents, pool.captions)
+    (empty,) = text_encoder.encode([""]).embeddings
+    _, text = job.batch(0, step_generator(3, 0))
+    assert all(torch.equal(row, empty) for row in text.embeddings)
+    shown: list[tuple[Tensor, Tensor]] = []
+    model.register_forward_pre_hook(lambda _, given: shown.append(given[2:4]))
+    job.sample(model, 0)
+    text, mask = shown[0]
+    assert all(torch.equal(row[there], empty) for row, there in zip(text[:2], mask[:2], strict=True))
+    said = encoder.encode(run.sample.prompts)
+    for row, there, wanted, own in zip(text[2:], mask[2:], *said, strict=True):
+        torch.testing.assert_close(row[there], wanted[own])
+
+
 def test_padding_is_masked_and_the_loss_is_a_function_of_the_step(run: TransformerRun, pool: Pool) -> None:
     job = task(run, pool)
     # A fresh network says nothing, whatever the prompt.
@@ -345,6 +376,24 @@ def test_a_run_starts_from_the_transformer_of_a_folder(run: TransformerRun, tmp_
     wider = further.model_copy(update={"model": run.model.model_copy(update={"depth": 2})})
     with pytest.raises(CheckpointError, match="does not fit Transformer"):
         train_transformer(wider, tmp_path / "third", resume=False, device=CPU)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"train": {"batch_size": 6}}, "batch_size was 4 and is 6"),
+        ({"pool": 3 * SHARD}, r"counts was \[24\] and is \[36\]"),
+        ({"pair_repeats": 3}, "pair_repeats was 1 and is 3"),
+    ],
+)
+def test_a_run_whose_batches_would_be_others_is_not_resumed(
+    run: TransformerRun, tmp_path: Path, changes: dict[str, object], told: str
+) -> None:
+    train_transformer(run, tmp_path, resume=False, device=CPU)
+    if "train" in changes:
+        changes = {"train": run.train.model_copy(update=changes["train"])}  # type: ignore[dict-item]
+    with pytest.raises(CheckpointError, match=f"was made with other data: {told}"):
+        train_transformer(run.model_copy(update=changes), tmp_path, resume=True, device=CPU)
 
 
 def test_only_the_transformer_is_trained(run: TransformerRun, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from lineardit.config.runs import LoopConfig
 from lineardit.errors import CheckpointError, NotFiniteError, OutputError
 from lineardit.training import checkpoint
 from lineardit.training.loop import Outcome, precision, step_generator, train
+from lineardit.training.shares import Share
 
 LOOP = LoopConfig(
     steps=9,
@@ -114,6 +115,20 @@ def test_a_run_told_to_stop_and_resumed_is_the_uninterrupted_run(tmp_path: Path,
     check_same(tmp_path / "whole", tmp_path / "parts")
 
 
+def test_a_resumed_run_takes_the_new_weight_decay_and_betas(tmp_path: Path) -> None:
+    run(tmp_path / "as_before", {5: stop})
+    run(tmp_path / "changed", {5: stop})
+    run(tmp_path / "as_before", resume=True)
+    run(tmp_path / "changed", resume=True, weight_decay=20.0, betas=(0.5, 0.6))
+    decayed, kept = newest(tmp_path / "changed").state["groups"][0]
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (20.0, 0.0)
+    assert tuple(decayed["betas"]) == tuple(kept["betas"]) == (0.5, 0.6)
+    before, after = (
+        newest(tmp_path / name).tensors["model"]["stem.weight"] for name in ("as_before", "changed")
+    )
+    assert after.norm() < 0.9 * before.norm()
+
+
 def test_a_run_that_died_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
     def die() -> None:
         raise MemoryError
@@ -191,6 +206,28 @@ def test_a_loss_that_is_not_finite_names_the_layer_and_leaves_the_checkpoint(tmp
         train(task, LOOP, tmp_path, resume=False)
     assert newest(tmp_path).step == 4
     assert all(bool(tensor.isfinite().all()) for tensor in newest(tmp_path).tensors["model"].values())
+
+
+def test_the_layer_is_looked_for_a_share_at_a_time_and_without_gradients(tmp_path: Path) -> None:
+    seen: list[tuple[int, bool]] = []
+
+    class Divided(Regression):
+        def losses(self, step: int) -> Mapping[str, Tensor]:
+            return self.losses_of_share(step, Share())
+
+        def losses_of_share(self, step: int, share: Share) -> Mapping[str, Tensor]:
+            self.seen.append(step)
+            x = torch.randn(6, 7, generator=step_generator(5, step))
+            x = x[share.rows(6)]
+            if step == 6:
+                seen.append((len(x), torch.is_grad_enabled()))
+            # Only the last share is not finite.
+            y = self.model(x * torch.inf if step == 6 and share.index == 2 else x)
+            return {"loss": (y - x[:, :5]).square().mean()}
+
+    with pytest.raises(NotFiniteError, match=r"layer stem \(Linear\) gave NaN or infinity"):
+        train(Divided(), LOOP.model_copy(update={"batch_size": 6, "accumulate": 3}), tmp_path, resume=False)
+    assert seen == [(2, True)] * 3 + [(2, False)] * 3
 
 
 def test_a_weight_that_is_not_finite_is_named(tmp_path: Path) -> None:

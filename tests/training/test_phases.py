@@ -166,6 +166,20 @@ def test_the_second_player_follows_from_the_seed_and_draws_no_number_of_others()
     assert first.loop.optimizer == "adamw" and first.loop.learning_rate == 1e-4 and first.loop.steps == 1
 
 
+def test_a_run_over_other_pictures_is_not_resumed(start: Path, pictures: Path, tmp_path: Path) -> None:
+    run = recipe(start, pictures)
+    train_autoencoder(run, tmp_path / "run", resume=False, device=CPU)
+    first = pictures / "0.png"
+    first.rename(pictures / "00.png")
+    with pytest.raises(CheckpointError, match="was made with other data: data was"):
+        train_autoencoder(run, tmp_path / "run", resume=True, device=CPU)
+    (pictures / "00.png").rename(first)
+    train_autoencoder(run, tmp_path / "run", resume=True, device=CPU)
+    Image.new("RGB", (30, 20)).save(pictures / "6.png")
+    with pytest.raises(CheckpointError, match=r"was made with other data: counts was \[4\] and is \[5\]"):
+        train_autoencoder(run, tmp_path / "run", resume=True, device=CPU)
+
+
 def test_an_adversarial_run_that_was_stopped_goes_on_as_if_it_had_not_been(
     start: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,7 +15,7 @@ import torch.distributed.fsdp  # once, before processes fork
 from torch import Tensor, nn
 
 from lineardit.config.runs import LoopConfig
-from lineardit.errors import CheckpointError, ConfigError, LineardiTError
+from lineardit.errors import CheckpointError, ConfigError, LineardiTError, NotFiniteError
 from lineardit.training import checkpoint, distributed
 from lineardit.training.distributed import Finished, Launch, World
 from lineardit.training.loop import step_generator, train
@@ -89,6 +89,27 @@ class Divided(Coupled):
         x = self.rows(step)
         x = x[share.rows(len(x))]
         return {"loss": (self.model(x) - x[:, :5]).square().mean()}
+
+
+class Leaning:
+    """A second player of which every process has a loss of its own."""
+
+    def __init__(self) -> None:
+        self.model: nn.Module = nn.Linear(3, 1, bias=False)
+        nn.init.ones_(self.model.weight)
+        self.loop = LOOP.model_copy(update={"clip": 1e9})
+
+    def losses(self, step: int) -> Mapping[str, Tensor]:
+        way = torch.tensor([1.0, -3.0]) if distributed.world().rank else torch.tensor([1.0, 1.0])
+        return {"loss": (self.model.weight[0, :2] * way).sum()}
+
+
+class Contest(Divided):
+    """A task with a second player."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rival: Leaning | None = Leaning()
 
 
 def crew(work: Callable[[], object], said: Path | None = None) -> list[int]:
@@ -209,6 +230,23 @@ def test_a_checkpoint_goes_from_two_processes_to_one_and_back_exactly(tmp_path: 
     check_same(first, back)
 
 
+def test_the_second_player_follows_the_mean_of_both_processes(tmp_path: Path) -> None:
+    def work() -> None:
+        task = Contest()
+        assert task.rival is not None
+        rank = distributed.world().rank
+        try:
+            train(task, LOOP, tmp_path / "run", resume=False)
+        finally:
+            torch.save(task.rival.model.weight.detach(), tmp_path / f"{rank}.pt")
+
+    assert crew(work) == [0, 0]
+    first, second = (torch.load(tmp_path / f"{rank}.pt")[0] for rank in range(2))
+    assert torch.equal(first, second)
+    # Downhill of the mean of 1 and 1, and of that of 1 and -3.
+    assert first[0] < first[2] < first[1]
+
+
 def test_two_processes_interrupted_and_resumed_are_the_uninterrupted_two(tmp_path: Path) -> None:
     def stop_the_second() -> None:
         if distributed.world().rank == 1:
@@ -221,6 +259,20 @@ def test_two_processes_interrupted_and_resumed_are_the_uninterrupted_two(tmp_pat
     assert newest(tmp_path / "parts").step == 4
     assert crew(lambda: train(Divided(), loop, tmp_path / "parts", resume=True)) == [0, 0]
     check_same(newest(tmp_path / "whole"), newest(tmp_path / "parts"))
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_both_processes_name_the_layer_that_the_rows_of_one_break(tmp_path: Path, parallel: str) -> None:
+    class Broken(Divided):
+        def rows(self, step: int) -> Tensor:
+            x = super().rows(step)
+            return torch.cat([x[:5], x[5:] * 1e30]) if step == 4 else x  # the norm's variance overflows
+
+    loop = LOOP.model_copy(update={"parallel": parallel})
+    codes = crew(lambda: train(Broken(), loop, tmp_path, resume=False), tmp_path / "said")
+    assert codes == [NotFiniteError.exit_code] * 2
+    for rank in range(2):
+        assert "layer norm (LayerNorm) gave NaN" in (tmp_path / f"said.{rank}").read_text()
 
 
 def test_a_killed_process_ends_the_job_and_leaves_its_checkpoint(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """Scenes in, the same scenes out: batches and windows."""
 
+import json
+from collections.abc import Mapping
+
 import pytest
 import torch
 
@@ -50,6 +53,23 @@ def test_a_batch_is_a_function_of_the_step(scenes: EmojiScenes, model: Autoencod
     assert first.shape == (5, 3, 16, 16) and not torch.equal(first, second)
     torch.manual_seed(99)
     assert torch.equal(again.batch(4), first)
+
+
+def test_the_position_tells_what_decides_the_batches(scenes: EmojiScenes, model: Autoencoder) -> None:
+    def position(run: AutoencoderRun, scenes: EmojiScenes) -> Mapping[str, object]:
+        return ReconstructionTask(run, ScenePictures(run, scenes, 4), model).position(7)
+
+    before = position(RUN, scenes)
+    assert before["step"] == 7 and json.loads(json.dumps(before)) == before
+    assert position(RUN, EmojiScenes(RUN.scenes, RUN.train.seed)) == before
+    larger = RUN.model_copy(update={"train": RUN.train.model_copy(update={"batch_size": 6})})
+    others = {
+        "batch_size": position(larger, scenes),
+        "crop": position(RUN.model_copy(update={"crop": 16}), scenes),
+        "data": position(RUN, EmojiScenes(RUN.scenes, 4)),
+    }
+    for key, other in others.items():
+        assert [each for each in before if other[each] != before[each]] == [key]
 
 
 def test_steps_go_through_the_scenes_one_after_the_other(scenes: EmojiScenes, model: Autoencoder) -> None:

@@ -1,5 +1,6 @@
 """Captions in, the truth of their scenes out: questions, answers, losses, and what is measured."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,20 @@ def test_a_batch_is_a_function_of_the_step(scenes: EmojiScenes, reader: Reader) 
     assert again.batch(3) == (captions, drawn)
     assert drawn == [scenes.scene(index) for index in range(72, 96) for _ in range(2)]
     assert task.batch(4)[0] != captions
+
+
+def test_the_position_tells_what_decides_the_batches(scenes: EmojiScenes, reader: Reader) -> None:
+    before = SceneTextTask(RUN, scenes, reader).position(7)
+    assert before["step"] == 7 and json.loads(json.dumps(before)) == before
+    larger = RUN.model_copy(update={"train": RUN.train.model_copy(update={"batch_size": 50})})
+    others = {
+        "batch_size": SceneTextTask(larger, scenes, reader),
+        "captions_per_scene": SceneTextTask(RUN.model_copy(update={"captions_per_scene": 3}), scenes, reader),
+        "data": SceneTextTask(RUN, EmojiScenes(RUN.scenes, 4), reader),
+    }
+    for key, other in others.items():
+        after = other.position(7)
+        assert [each for each in before if after[each] != before[each]] == [key]
 
 
 def test_reading_in_chunks_of_one_length_changes_no_loss(scenes: EmojiScenes, reader: Reader) -> None:

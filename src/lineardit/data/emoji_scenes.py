@@ -1,5 +1,6 @@
 """Emoji scenes: an endless, indexable source of pictures with captions and with the truth about them."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, get_args
@@ -154,6 +155,11 @@ class EmojiScenes:
             "objects": list(self.names),
             "backgrounds": list(BACKGROUND_NAMES),
         }
+
+    @property
+    def digest(self) -> str:
+        """A short name of `description`, by which a resumed run knows its scenes again."""
+        return hashlib.sha256(str(self.description()).encode()).hexdigest()
 
     def _kind(self, draws: Draws) -> Kind:
         left = draws.unit() * sum(share for _, share, _ in self._kinds)

@@ -1,5 +1,6 @@
 """Training the detector: drawn scenes, a little distorted, and the names of what they show."""
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -82,6 +83,15 @@ class DetectionTask:
         with torch.autocast(device.type, enabled=False):
             images = distorted(images, self.run.distortion, generator)
         return images.contiguous(memory_format=torch.channels_last), scenes
+
+    def position(self, step: int) -> Mapping[str, object]:
+        """Where in the endless scenes a step begins, and in which scenes."""
+        digests = [source.digest for source in self.sources]
+        return {
+            "step": step,
+            "batch_size": self.run.train.batch_size,
+            "data": hashlib.sha256(str(digests).encode()).hexdigest(),
+        }
 
     def sample(self, model: nn.Module, step: int) -> Float[Tensor, "b 3 H W"] | None:
         """Some of the step's pictures, distorted as they are."""

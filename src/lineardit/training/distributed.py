@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from lineardit.errors import ConfigError, ProcessLostError
 
@@ -60,6 +61,14 @@ class World(NamedTuple):
         tensor = torch.tensor(list(numbers), dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor)
         return [float(number) for number in tensor.tolist()]
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Make every tensor its mean over the processes, the same on each."""
+        if self.size == 1:
+            return
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+            tensor /= self.size
 
     def told(self, number: int) -> int:
         """The number that the first process has."""

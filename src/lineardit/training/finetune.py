@@ -122,7 +122,7 @@ class FinetuneTask:
         ]
         self._empty = data.probe()[EMPTY]
         self._prompts = run.sample.prompts or first_captions(data, SHOWN)
-        self._text = _prompt_pairs(base.text_encoder, self._prompts)
+        self._text = prompt_pairs(base.text_encoder, self._prompts)
         self._prefetch: Prefetch[Share, Batch] = Prefetch(self.batch)
 
     def losses(self, step: int) -> Mapping[str, Tensor]:
@@ -350,6 +350,15 @@ def first_captions(data: PreparedData, count: int) -> tuple[str, ...]:
     return tuple(found)
 
 
+def prompt_pairs(text_encoder: TextEncoder, prompts: tuple[str, ...]) -> TextEmbedding:
+    """No words as often as there are prompts, then the prompts, padded to one length, on the CPU."""
+    with torch.no_grad():
+        parts = [text_encoder.encode_negative([""] * len(prompts)), text_encoder.encode(list(prompts))]
+    rows = [row[there].float().cpu() for text, mask in parts for row, there in zip(text, mask, strict=True)]
+    mask = [torch.ones(len(row), dtype=torch.bool) for row in rows]
+    return TextEmbedding(pad_sequence(rows, batch_first=True), pad_sequence(mask, batch_first=True))
+
+
 def _branch(model: nn.Module, text: Float[Tensor, "1 m t"], mask: Bool[Tensor, "1 m"]) -> Velocity:
     """The velocity of one prompt, whose padding is cut off."""
     words = text[:, : int(mask.sum())]
@@ -359,15 +368,6 @@ def _branch(model: nn.Module, text: Float[Tensor, "1 m t"], mask: Bool[Tensor, "
         return predicted
 
     return velocity
-
-
-def _prompt_pairs(text_encoder: TextEncoder, prompts: tuple[str, ...]) -> TextEmbedding:
-    """No words as often as there are prompts, then the prompts, padded to one length, on the CPU."""
-    with torch.no_grad():
-        parts = [text_encoder.encode_negative([""] * len(prompts)), text_encoder.encode(list(prompts))]
-    rows = [row[there].float().cpu() for text, mask in parts for row, there in zip(text, mask, strict=True)]
-    mask = [torch.ones(len(row), dtype=torch.bool) for row in rows]
-    return TextEmbedding(pad_sequence(rows, batch_first=True), pad_sequence(mask, batch_first=True))
 
 
 def _stored_dtype(network: Network, state: Mapping[str, Tensor]) -> str:

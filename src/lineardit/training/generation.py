@@ -38,6 +38,7 @@ from lineardit.interop.text import load_text_encoder, text_component
 from lineardit.text.embedding import TextEmbedding, TextEncoder
 from lineardit.text.encoder import PublishedEncoder
 from lineardit.text.offline import OfflineEncoder
+from lineardit.training.finetune import prompt_pairs
 from lineardit.training.layout import LayoutReader, layout_loss, objects_share, token_objects
 from lineardit.training.loop import step_generator, train
 from lineardit.training.pool import CaptionPool, pool_captions, pool_latents, pooled_scenes
@@ -91,6 +92,7 @@ class GenerationTask:
         self.run, self.autoencoder, self.text_encoder = run, autoencoder, text_encoder
         self.latents, self.captions = latents, captions
         scenes = EmojiScenes(run.scenes, run.train.seed)
+        self._data = scenes.digest
         drawn = [scenes.scene(number) for number in range(len(latents))]
         self.model: nn.Module = model
         if run.layout_weight:
@@ -103,7 +105,8 @@ class GenerationTask:
         self._network = torch.compile(self.model) if run.train.compile else self.model
         tokens = latents.shape[-2] * latents.shape[-1] // model.config.patch_size**2
         self._course = course_of(run, tokens)
-        self._empty = text_encoder.encode([""]).embeddings[0].cpu()
+        empty = text_encoder.encode_negative([""])
+        self._empty = empty.embeddings[0][empty.mask[0]].cpu()
 
     def losses(self, step: int) -> Mapping[str, Tensor]:
         """The loss of one batch, and what naming the objects of its tokens adds to it."""
@@ -158,13 +161,24 @@ class GenerationTask:
         embeddings = pad_sequence([row.float() for row in rows], batch_first=True)
         return chosen, TextEmbedding(embeddings, pad_sequence(mask, batch_first=True))
 
+    def position(self, step: int) -> Mapping[str, object]:
+        """Where in the pool a step begins, and in which pool."""
+        return {
+            "step": step,
+            "batch_size": self.run.train.batch_size,
+            "counts": [len(self.latents)],
+            "pair_repeats": self.run.pair_repeats,
+            "phrasings": self.captions.lengths.shape[1],
+            "data": self._data,
+        }
+
     @torch.no_grad()
     def sample(self, model: nn.Module, step: int) -> Float[Tensor, "b 3 H W"]:
         """The recipe's prompts, always from the same noise."""
         sample = self.run.sample
-        prompts = list(sample.prompts)
-        text, mask = self.text_encoder.encode([""] * len(prompts) + prompts)
-        noise = seeded_noise(self.latents.shape[1:], range(len(prompts)), text.device)
+        device = next(model.parameters()).device
+        text, mask = (each.to(device) for each in prompt_pairs(self.text_encoder, sample.prompts))
+        noise = seeded_noise(self.latents.shape[1:], range(len(sample.prompts)), device)
         transformer = without_head(model)
 
         def pair(x: Tensor, times: Tensor) -> Tensor:

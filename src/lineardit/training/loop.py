@@ -143,7 +143,7 @@ def _run(
             overdue = world.first and time.monotonic() - saved_at > 60 * loop.checkpoint_minutes
             losses, stopping, overdue = _agreed(losses, stop.asked, overdue, world)
             if not torch.isfinite(losses["loss"]):
-                _explain(task, step, loop.dtype, device, state.spread.sharded)
+                _explain(task, step, loop, state, device)
             since_saved.add(float(losses["loss"]))
             finite = math.isfinite(norm)
             state.scale.after(finite)
@@ -195,15 +195,8 @@ def _gradients(
     world, parts = state.world, loop.accumulate
     sums: dict[str, Tensor] = {}
     for part in range(parts):
-        # What draws from torch's own generators, such as dropout, follows from the step as well.
-        torch.manual_seed(_hashed(loop.seed, step, f"share {world.rank * parts + part}"))
         synchronise(state.model, part == parts - 1)
-        with precision(loop.dtype, device):
-            if isinstance(task, Divisible):
-                share = Share(world.rank * parts + part, world.size * parts)
-                losses = task.losses_of_share(step, share)
-            else:
-                losses = task.losses(step)
+        losses = _losses(task, step, loop, Share(world.rank * parts + part, world.size * parts), device)
         with attention_kernels(device):
             torch.autograd.backward(losses["loss"] * (state.scale.value / parts))
         for name, value in losses.items():
@@ -212,6 +205,16 @@ def _gradients(
         gradients = [each.grad for each in state.model.parameters() if each.grad is not None]
         torch._foreach_mul_(gradients, 1 / state.scale.value)
     return sums
+
+
+def _losses(
+    task: Task, step: int, loop: LoopConfig, share: Share, device: torch.device
+) -> Mapping[str, Tensor]:
+    """The losses of a share, or of the batch where the task computes it at once."""
+    # What draws from torch's own generators, such as dropout, follows from the step as well.
+    torch.manual_seed(_hashed(loop.seed, step, f"share {share.index}"))
+    with precision(loop.dtype, device):
+        return task.losses_of_share(step, share) if isinstance(task, Divisible) else task.losses(step)
 
 
 def _agreed(
@@ -260,12 +263,23 @@ def _hashed(seed: int, step: int, purpose: str) -> int:
     return int.from_bytes(digest[:7], "big")
 
 
-def _explain(task: Task, step: int, dtype: str, device: torch.device, sharded: bool) -> None:
-    if not sharded:  # else no process has a whole parameter to look at
+def _explain(task: Task, step: int, loop: LoopConfig, state: RunState, device: torch.device) -> None:
+    """Repeat a step in no more memory than it had, and raise NotFiniteError naming the layer."""
+    if not state.spread.sharded:  # else no process has a whole parameter to look at
         check_parameters(task.model)
-    # Compiled code runs no hooks, so the step is repeated without it.
-    with torch.compiler.set_stance("force_eager"), finite_outputs(task.model), precision(dtype, device):
-        task.losses(step)
+    world, count = state.world, state.world.size * loop.accumulate
+    divided = isinstance(task, Divisible)
+    # Every process looks at the shares of all: what one alone finds would leave the others waiting for it.
+    shares = [Share(index, count) for index in (range(count) if divided else [world.rank])]
+    # Compiled code runs no hooks, so the step is repeated without it. A batch that is computed at once may
+    # need gradients for its loss (`training.reconstruction`).
+    with (
+        torch.compiler.set_stance("force_eager"),
+        finite_outputs(task.model),
+        torch.set_grad_enabled(not divided),
+    ):
+        for share in shares:
+            _losses(task, step, loop, share, device)
     raise NotFiniteError(f"the loss of step {step} is not finite, although every layer's output is.")
 
 

@@ -1,7 +1,8 @@
 """The pictures that an autoencoder learns from: drawn scenes, or the pictures of a folder."""
 
+import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -32,6 +33,10 @@ class PictureSource(Protocol):
         """At most `count` whole pictures of training, in batches."""
         ...
 
+    def position(self, step: int) -> Mapping[str, object]:
+        """Where in the pictures a step begins, and what decides them, as JSON (`training.run_state`)."""
+        ...
+
 
 class ScenePictures:
     """Scenes one after the other, so that no step sees one again."""
@@ -58,6 +63,11 @@ class ScenePictures:
         """The first scenes of training."""
         yield from scene_batches(self.scenes, count)
 
+    def position(self, step: int) -> Mapping[str, object]:
+        """Which scene is next, and in which windows they are seen."""
+        batch_size = self.run.train.batch_size
+        return {"step": step, "batch_size": batch_size, "crop": self.run.crop, "data": self.scenes.digest}
+
 
 class FolderPictures:
     """Every picture once per epoch, in a new order; a picture that cannot be decoded ends the run."""
@@ -67,6 +77,12 @@ class FolderPictures:
         self.run = run
         self.side = run.crop or run.pictures.size
         self.shown, self.kept = (PictureFolder(run.pictures, split) for split in ("train", "held_out"))
+        # Names and lengths tell files apart without reading them once more.
+        files = [
+            (path.relative_to(run.pictures.folder).as_posix(), path.stat().st_size)
+            for path in self.shown.paths
+        ]
+        self._digest = hashlib.sha256(f"{run.pictures.size}:{files}".encode()).hexdigest()
 
     def batch(self, step: int, device: torch.device) -> Float[Tensor, "b 3 h w"]:
         """Windows anywhere in the pictures."""
@@ -86,6 +102,17 @@ class FolderPictures:
     def whole(self, count: int) -> Iterator[Float[Tensor, "b 3 h w"]]:
         """The middle of the pictures of training."""
         yield from folder_batches(self.shown, count)
+
+    def position(self, step: int) -> Mapping[str, object]:
+        """How far the epochs have come, and over which files."""
+        return {
+            "step": step,
+            "seed": self.run.train.seed,
+            "batch_size": self.run.train.batch_size,
+            "crop": self.side,
+            "counts": [len(self.shown)],
+            "data": self._digest,
+        }
 
 
 def scene_batches(

@@ -87,6 +87,10 @@ class ReconstructionTask:
         """The pictures of step `step`, on the model's device."""
         return self._prefetch(step, None).contiguous(memory_format=torch.channels_last)
 
+    def position(self, step: int) -> Mapping[str, object]:
+        """Where in the pictures a step begins, and in which pictures."""
+        return self.pictures.position(step)
+
     @torch.no_grad()
     def sample(self, model: nn.Module, step: int) -> Float[Tensor, "b 3 H W"]:
         """Unseen pictures above their reconstructions."""

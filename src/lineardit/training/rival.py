@@ -12,6 +12,7 @@ from lineardit.errors import NotFiniteError
 from lineardit.nn.finite import check_parameters
 from lineardit.training import optimizer_state
 from lineardit.training.checkpoint import Loaded
+from lineardit.training.distributed import World
 from lineardit.training.optimizer import build_optimizers, learning_rate_at
 
 
@@ -36,10 +37,13 @@ class Contested(Protocol):
 
 
 class Opponent:
-    """A rival with its optimizers: its own backward pass and step, and its part of a checkpoint."""
+    """A rival with its optimizers: its own backward pass and step, and its part of a checkpoint.
 
-    def __init__(self, rival: Rival) -> None:
-        self.rival = rival
+    Each process has a whole one. They average gradients, so that it stays the same one in all of them.
+    """
+
+    def __init__(self, rival: Rival, world: World) -> None:
+        self.rival, self.world = rival, world
         self._optimizers = build_optimizers(rival.model, rival.loop)
 
     def step(self, step: int, precision: AbstractContextManager[Any]) -> dict[str, Tensor]:
@@ -54,6 +58,7 @@ class Opponent:
             losses = dict(self.rival.losses(step))
         losses["rival"] = losses.pop("loss")
         torch.autograd.backward(losses["rival"])
+        self.world.average([each.grad for each in model.parameters() if each.grad is not None])
         norm = nn.utils.clip_grad_norm_(model.parameters(), loop.clip)
         if not torch.isfinite(losses["rival"]):
             check_parameters(model)
@@ -84,6 +89,6 @@ class Opponent:
         )
 
 
-def opponents(task: object) -> list[Opponent]:
+def opponents(task: object, world: World) -> list[Opponent]:
     """The second player of a task, if it has one."""
-    return [Opponent(task.rival)] if isinstance(task, Contested) and task.rival is not None else []
+    return [Opponent(task.rival, world)] if isinstance(task, Contested) and task.rival is not None else []

@@ -51,7 +51,7 @@ class RunState:
         self.spread = spread(self.model, average.model, loop, world)
         self.average = average
         self.optimizers = build_optimizers(self.model, loop)
-        self.rivals = opponents(task)
+        self.rivals = opponents(task, world)
         self.scale = LossScale(loop.dtype)
 
     def update(self, step: int, rate: float) -> None:

@@ -208,6 +208,15 @@ class SceneTextTask:
         draws = Draws("rough", self.run.train.seed, step)
         return [roughened(caption, draws) for caption in captions], scenes
 
+    def position(self, step: int) -> Mapping[str, object]:
+        """Where in the endless captions a step begins, and in which captions."""
+        return {
+            "step": step,
+            "batch_size": self.run.train.batch_size,
+            "captions_per_scene": self.run.captions_per_scene,
+            "data": self.scenes.digest,
+        }
+
     def sample(self, model: nn.Module, step: int) -> None:
         """There is nothing to see; what the averaged weights understand is logged."""
         assert isinstance(model, Reader)
