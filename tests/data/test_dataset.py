@@ -10,6 +10,7 @@ from PIL import Image
 
 from lineardit.data.dataset import DatasetSource, ParquetRows
 from lineardit.data.emoji_atlas import Atlas
+from lineardit.data.images import decode
 from lineardit.data.sources import open_source
 from lineardit.errors import InputError
 
@@ -21,6 +22,13 @@ def png(image: Image.Image) -> bytes:
 
 
 RED = Image.new("RGB", (6, 4), "red")
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I"])
+def test_rows_of_sixteen_bits_keep_their_shades(mode: str) -> None:
+    picture = DatasetSource([{"image": Image.new(mode, (6, 4), 100 << 8), "text": "grey"}])[0].picture
+    assert picture is not None
+    assert decode(picture.read(), 1000).getpixel((1, 1)) == (100, 100, 100)
 
 
 def test_rows_give_pictures_and_captions() -> None:

@@ -5,6 +5,7 @@ import random
 import struct
 import zlib
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -37,6 +38,13 @@ def test_what_is_transparent_is_in_front_of_white() -> None:
     picture.putpixel((1, 0), (0, 0, 0, 0))
     read = read_picture(file(picture, "PNG"))
     assert [read.getpixel((x, 0)) for x in range(2)] == [(255, 0, 0), (255, 255, 255)]
+
+
+def test_grey_of_sixteen_bits_keeps_its_shades() -> None:
+    levels = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    for options in ({}, {"transparency": (100 << 8) + 76}):  # no pixel has that level
+        read = read_picture(file(Image.fromarray((levels << 8) + 77), "PNG", **options))
+        assert np.array_equal(np.asarray(read), np.stack([levels] * 3, -1))
 
 
 def test_a_photograph_taken_upright_is_upright() -> None:

@@ -27,6 +27,12 @@ def test_rows_stay_rows_and_channels_stay_channels() -> None:
     assert picture.getpixel((4, 1)) == (255, 0, 0) and picture.getpixel((3, 0)) == (0, 0, 255)
 
 
+def test_grey_of_sixteen_bits_is_scaled_and_not_cut_off() -> None:
+    levels = np.arange(256, dtype=np.uint16).reshape(16, 16) << 8
+    for picture in (Image.fromarray(levels), Image.fromarray(levels.astype(np.int32))):
+        assert torch.equal(to_pixels(picture), to_pixels(Image.fromarray((levels >> 8).astype(np.uint8))))
+
+
 def test_transparent_and_grey_pictures_become_pixels() -> None:
     assert to_pixels(Image.new("L", (3, 2), 255)).tolist() == torch.ones(3, 2, 3).tolist()
     assert to_pixels(Image.new("RGBA", (1, 1), (255, 0, 0, 0))).flatten().tolist() == [1.0, -1.0, -1.0]

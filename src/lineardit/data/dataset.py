@@ -12,6 +12,7 @@ from PIL import Image
 
 from lineardit.data.captions import captions_of_row
 from lineardit.data.labels import BadLabel, ClassRule, label_of_row
+from lineardit.data.picture_files import in_eight_bits
 from lineardit.data.records import MOST_BYTES, BadCaption, CaptionColumns, Record
 from lineardit.data.tables import declared_features, pyarrow_parquet, stamps
 from lineardit.errors import InputError
@@ -177,9 +178,8 @@ def _encoded(value: object) -> bytes:
         case bytes():
             content = value
         case Image.Image():
-            plain = (
-                value if value.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else value.convert("RGB")
-            )
+            kept = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+            plain = value if value.mode in kept else in_eight_bits(value).convert("RGB")
             stream = io.BytesIO()
             try:
                 plain.save(stream, "PNG", exif=value.getexif())

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lineardit.data.buckets import Bucket
+from lineardit.data.picture_files import SIXTEEN_BITS, in_eight_bits
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 ORIENTATION = 0x0112
@@ -46,7 +46,7 @@ def read_header(content: bytes, max_pixels: int) -> Header:
             notes.append("turned upright (EXIF)")
         if image.mode == "CMYK":
             notes.append("CMYK to RGB")
-        elif image.mode in ("I", "I;16", "I;16B"):
+        elif image.mode in SIXTEEN_BITS:
             notes.append("16 bits to 8")
         elif image.mode in ("1", "L", "LA"):
             notes.append("grey to RGB")
@@ -126,10 +126,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "I;16", "I;16B"):
-        # Pillow cuts off what is above 255 instead of scaling it.
-        levels = np.asarray(image).astype(np.int64)
-        return Image.fromarray((levels.clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    image = in_eight_bits(image)
     if image.has_transparency_data:
         opaque = image.convert("RGBA")
         white = Image.new("RGBA", opaque.size, (*_WHITE, 255))

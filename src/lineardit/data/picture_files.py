@@ -13,6 +13,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from lineardit.errors import InputError
 
 FORMATS = ("PNG", "JPEG", "WEBP")
+SIXTEEN_BITS = ("I", "I;16", "I;16B")
+"""Modes of Pillow in which a PNG of 16 bits of grey comes."""
 LARGEST = 64_000_000
 """Height times width of a picture that is decoded where nothing else is said."""
 
@@ -45,6 +47,15 @@ def read_picture(source: Path | bytes, most_pixels: int = LARGEST) -> Image.Imag
         raise InputError(f"{name} is damaged. Save it again as PNG.") from None
 
 
+def in_eight_bits(picture: Image.Image) -> Image.Image:
+    """Grey of 16 bits scaled to 8, of which Pillow would cut off what is above 255; others as they are."""
+    if picture.mode not in SIXTEEN_BITS:
+        return picture
+    scaled = picture.convert("I").point(lambda level: level / 256).convert("L")
+    scaled.info.pop("transparency", None)  # a level of 16 bits, which would be read as one of 8
+    return scaled
+
+
 def fitted(picture: Image.Image, width: int, height: int) -> Image.Image:
     """Resized until it just covers `width` x `height`, then cut evenly at two edges."""
     if picture.size == (width, height):
@@ -53,7 +64,7 @@ def fitted(picture: Image.Image, width: int, height: int) -> Image.Image:
 
 
 def _upright(file: Image.Image) -> Image.Image:
-    picture = ImageOps.exif_transpose(file)
+    picture = in_eight_bits(ImageOps.exif_transpose(file))
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
         layer = picture.convert("RGBA")
         ground = Image.new("RGBA", layer.size, "white")

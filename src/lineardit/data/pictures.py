@@ -8,6 +8,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from lineardit.data.picture_files import in_eight_bits
+
 
 def to_picture(pixels: Float[Tensor, "3 H W"]) -> Image.Image:
     """Pixels in [-1, 1] (clamped) as an 8-bit RGB picture, rounded to nearest."""
@@ -17,7 +19,7 @@ def to_picture(pixels: Float[Tensor, "3 H W"]) -> Image.Image:
 
 def to_pixels(picture: Image.Image) -> Float[Tensor, "3 H W"]:
     """A picture as float32 pixels in [-1, 1]."""
-    levels = torch.from_numpy(np.array(picture.convert("RGB")))
+    levels = torch.from_numpy(np.array(in_eight_bits(picture).convert("RGB")))
     return levels.movedim(-1, 0).float() / 127.5 - 1
 
 
