@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lineardit.diffusion.guidance import Interval, guide, guided, guided_apart, prompt_dropout
 from lineardit.diffusion.samplers import euler
@@ -112,6 +113,21 @@ def test_samples_of_one_batch_may_lie_on_both_sides_of_the_interval():
     out = guided(pair, 4.5, with_prompt, Interval(0.0, 0.5))(X, TIMES)
     torch.testing.assert_close(out[:2], guided(pair, 4.5)(X, TIMES)[:2])
     assert torch.equal(out[2], with_prompt(X, TIMES)[2])
+
+
+@pytest.mark.parametrize("interval", [Interval(0.0, 1.0 - 2**-9), Interval(0.0, 0.5), Interval(0.95, 1.0)])
+def test_times_are_looked_at_once_a_step_since_that_stalls_a_gpu(interval: Interval):
+    looks = []
+
+    class Looks(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            looks.extend([function] * (function.overloadpacket is torch.ops.aten._local_scalar_dense))
+            return function(*args, **(kwargs or {}))
+
+    velocity = guided_apart(with_prompt, without_prompt, 4.5, interval)
+    with Looks():
+        velocity(X, TIMES)
+    assert len(looks) == 1
 
 
 def test_an_interval_without_a_conditional_branch_is_refused():

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lineardit.diffusion.paths import DDPMPath, FlowPath, Path, TrigFlowPath
 from lineardit.diffusion.predictions import ImagePrediction, NoisePrediction, Prediction, VelocityPrediction
@@ -117,6 +118,23 @@ def test_betas_are_those_of_diffusers(path: DDPMPath, options: dict):
 def test_time_minus_one_of_ddpm_is_the_image_itself():
     x0, noise = image_and_noise()
     assert torch.equal(DDPMPath.linear().add_noise(x0, noise, torch.full((5,), -1)), x0)
+
+
+def test_the_table_of_ddpm_travels_to_a_device_once():
+    path, times = DDPMPath.linear(), torch.tensor([0, 999, -1])
+    copies = []
+
+    class Copies(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            copies.extend([function] * (function.overloadpacket is torch.ops.aten._to_copy))
+            return function(*args, **(kwargs or {}))
+
+    away = times.to("meta")
+    with Copies():
+        for use in (path.alpha, path.sigma, path.alpha):
+            assert use(away).is_meta
+    assert len(copies) == 1
+    assert path.alpha(times).dtype == torch.float64 and path.alpha(times)[-1] == 1
 
 
 def test_noised_latents_keep_their_dtype():

@@ -2,13 +2,15 @@
 
 import math
 from itertools import product
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jaxtyping
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lineardit
 from lineardit.config.dit import DITS, DiTConfig, LinearDiTConfig, SoftmaxDiTConfig, dit_preset
@@ -435,6 +437,40 @@ def test_a_model_without_classes_refuses_them() -> None:
 def test_a_token_that_is_no_patch_takes_no_image() -> None:
     with pytest.raises(ShapeError, match="input_dim=13. Give tokens: no image fits."):
         model(input_dim=13)(IMAGES, TIMES)
+
+
+class Watched(TorchDispatchMode):
+    """Which operators run, and on which devices what they make lies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators: list[str] = []
+        self.devices: set[str] = set()
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = function(*args, **(kwargs or {}))
+        self.operators.append(function.overloadpacket.__name__)
+        self.devices |= {each.device.type for each in pytree.tree_leaves(made) if isinstance(each, Tensor)}
+        return made
+
+
+@pytest.mark.parametrize("noisy", [TOKENS, IMAGES])
+@torch.no_grad()
+def test_positions_are_made_where_the_tokens_are(noisy: Tensor) -> None:
+    network, given = model().to("meta"), [each.to("meta") for each in (noisy, TIMES, LABELS)]
+    with Watched() as seen:
+        network(*given)
+    assert seen.devices == {"meta"}
+
+
+@torch.no_grad()
+def test_values_are_looked_at_once_since_that_stalls_a_gpu() -> None:
+    network = model()
+    with Watched() as seen:
+        network(TOKENS, TIMES, LABELS)
+    assert seen.operators.count("_local_scalar_dense") == 1 and "index" not in seen.operators
 
 
 def test_a_compiled_model_looks_at_no_values_but_keeps_its_other_rules(

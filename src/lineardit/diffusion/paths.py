@@ -154,6 +154,7 @@ class DDPMPath(Path):
         self.betas = betas.double()
         # The image itself comes last, so that it is what index -1 finds.
         self.alpha_bars = torch.cat([torch.cumprod(1 - self.betas, 0), torch.ones(1, dtype=torch.float64)])
+        self._copies: dict[torch.device, Tensor] = {}  # a GPU would wait for the table at each use
 
     @classmethod
     def linear(cls, steps: int = 1000, first: float = 0.0001, last: float = 0.02) -> "DDPMPath":
@@ -174,12 +175,17 @@ class DDPMPath(Path):
 
     def alpha(self, times: Times) -> PerSample:
         """sqrt(abar), in float64."""
-        return self.alpha_bars.to(times.device)[times].sqrt()
+        return self._alpha_bars_at(times).sqrt()
 
     def sigma(self, times: Times) -> PerSample:
         """sqrt(1 - abar), in float64."""
-        return (1 - self.alpha_bars.to(times.device)[times]).sqrt()
+        return (1 - self._alpha_bars_at(times)).sqrt()
 
     def velocity_weights(self, times: Times) -> tuple[PerSample, PerSample]:
         """(-sigma, alpha)."""
         return -self.sigma(times), self.alpha(times)
+
+    def _alpha_bars_at(self, times: Tensor) -> Tensor:
+        if times.device not in self._copies:
+            self._copies[times.device] = self.alpha_bars.to(times.device)
+        return self._copies[times.device][times]

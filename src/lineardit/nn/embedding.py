@@ -60,9 +60,11 @@ def grid_positions(
     return torch.cat([columns, rows], dim=-1).reshape(1, height * width, channels)
 
 
-def line_positions(count: int, channels: int) -> Float[Tensor, "{count} {channels}"]:
+def line_positions(
+    count: int, channels: int, *, device: torch.device | None = None
+) -> Float[Tensor, "{count} {channels}"]:
     """Fixed sine-cosine positions of the places 0 ... count - 1, never stretched."""
-    return _sine_first(torch.arange(count), channels)
+    return _sine_first(torch.arange(count, device=device), channels)
 
 
 def _sine_first(x: Tensor, width: int) -> Tensor:
