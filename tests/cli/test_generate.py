@@ -9,6 +9,8 @@ import pytest
 from PIL import Image
 
 from lineardit.cli.app import main
+from lineardit.cli.generate import weighted_lora
+from lineardit.errors import InputError
 
 CAT = "a red apple left of a cat"
 
@@ -208,6 +210,21 @@ def test_a_disk_that_fills_up_leaves_no_half_picture(
         == f"error: {tmp_path / 'cat.png'} was not written: No space left on device.\n"
     )
     assert files(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("lora", "place", "weight"),
+    [
+        ("hf://name/repo/style.safetensors", "hf://name/repo/style.safetensors", 1.0),
+        ("hf://name/repo/style.safetensors:0.5", "hf://name/repo/style.safetensors", 0.5),
+        ("style:0.5", "style", 0.5),
+        ("name/repo", "name/repo", 1.0),
+    ],
+)
+def test_only_what_follows_the_place_of_a_lora_is_its_weight(lora: str, place: str, weight: float) -> None:
+    assert weighted_lora(lora) == (place, weight)
+    with pytest.raises(InputError, match="'much' is no number"):
+        weighted_lora(f"{place}:much")
 
 
 def test_a_long_prompt_is_drawn_with_a_warning_that_names_the_rest(

@@ -182,9 +182,9 @@ def generate(
 
 
 def weighted_lora(lora: str) -> tuple[str, float]:
-    """`style:0.5` as a place and a weight; a colon may also be part of a path."""
+    """`style:0.5` as a place and a weight; a colon may also be part of a path, or of hf://."""
     place, given, weight = lora.rpartition(":")
-    if not given or Path(lora).exists():
+    if not given or "/" in weight or Path(lora).exists():
         return lora, 1.0
     try:
         return place, float(weight)
