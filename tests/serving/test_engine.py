@@ -1,17 +1,20 @@
 """The engine: every accepted picture is drawn or its request is told why not, whatever the workers do."""
 
 import asyncio
+import errno
 import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lineardit.config.serving import ServingConfig
 from lineardit.errors import CheckpointError, LineardiTError
+from lineardit.serving.device import Device, WorkerDiedError
 from lineardit.serving.engine import Engine
 from lineardit.serving.failures import Failure
 from lineardit.serving.ticket import Event, Finished, Note, Partial, Picture, Progress, Ticket, Waiting
@@ -232,9 +235,58 @@ async def test_a_worker_killed_while_idle_is_replaced_before_the_next_request() 
 
 
 @alone
+async def test_a_worker_that_cannot_be_started_again_is_tried_until_it_can() -> None:
+    count, start = Count(), asyncio.create_subprocess_exec
+    left = [OSError(errno.EMFILE, "Too many open files")] * 2
+
+    async def sometimes(*command: str, **options: Any) -> asyncio.subprocess.Process:
+        if left:
+            raise left.pop()
+        return await start(*command, **options)
+
+    async with running(count) as engine:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(asyncio, "create_subprocess_exec", sometimes)
+            before = engine.devices[0].process_id
+            assert before is not None
+            os.kill(before, signal.SIGKILL)
+            asked = ticket("a")
+            engine.submit(asked)
+            assert len(await colours(asked)) == 1
+    assert not left and count.restarts == 3
+
+
+@alone
+async def test_a_worker_may_be_silent_for_as_long_as_a_request_may_take(tmp_path: Path) -> None:
+    count = Count()
+    async with running(count, stall_seconds=0.1) as engine:
+        asked = ticket(f"until {tmp_path / 'go'}")
+        engine.submit(asked)
+        await asyncio.sleep(0.5)
+        (tmp_path / "go").touch()
+        assert len(await colours(asked)) == 1
+    assert count.restarts == 0
+
+
+@alone
+async def test_a_worker_that_hangs_is_killed_at_once() -> None:
+    config = ServingConfig(stall_seconds=0.3, limits={"seconds": 0.3})
+    device, asked = Device(config, "cpu", PRETENDED), ticket("hang")
+    await device.start()
+    try:
+        assert device.process_id is not None
+        with pytest.raises(WorkerDiedError):
+            await device.draw(asked.pictures)
+        assert device._process is not None
+        assert await device._process.wait() == -signal.SIGKILL
+    finally:
+        await device.stop()
+
+
+@alone
 async def test_a_worker_that_hangs_is_replaced() -> None:
     count = Count()
-    async with running(count, stall_seconds=0.3) as engine:
+    async with running(count, stall_seconds=0.3, limits={"seconds": 0.3}) as engine:
         asked = ticket("hang")
         engine.submit(asked)
         with pytest.raises(Failure, match="ended twice"):

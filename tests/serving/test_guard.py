@@ -15,9 +15,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 from PIL import Image
 
+from lineardit.config.serving import Limits
 from lineardit.errors import InputError
-from lineardit.serving.schema import EditRequest, ImageRequest, ImageToImage, TextToImage
+from lineardit.serving.device import Facts
+from lineardit.serving.failures import Failure
+from lineardit.serving.schema import (
+    EditRequest,
+    ImageRequest,
+    ImageToImage,
+    TextToImage,
+    openai_wish,
+    ticket_for,
+)
 from lineardit.serving.server import check_exposure
+from lineardit.serving.ticket import Picture
 
 GENERATE, TXT2IMG, PNG_INFO = "/v1/images/generations", "/sdapi/v1/txt2img", "/sdapi/v1/png-info"
 EDITS, IMG2IMG = "/v1/images/edits", "/sdapi/v1/img2img"
@@ -151,6 +162,24 @@ def test_errors_never_repeat_what_was_sent(pretended: Any) -> None:
             assert answer.status >= 400 or path == TXT2IMG, (path, body)
             if answer.status >= 400:
                 assert word.encode() not in answer.body and len(answer.body) < 2000, (path, body)
+
+
+@pytest.mark.parametrize(("picture_format", "most"), [("webp", 16383), ("jpeg", 65500)])
+def test_a_side_longer_than_its_format_takes_is_refused_before_it_is_drawn(
+    picture_format: str, most: int
+) -> None:
+    facts = Facts("emoji", "cpu", "float32", 1, 1, 24, 3, 3.0, "dpm++", ("dpm++",))
+
+    def asked(size: str, file: str) -> Picture:
+        wish = openai_wish(ImageRequest(prompt="a", size=size, output_format=file))
+        return ticket_for(wish, facts, Limits()).pictures[0]
+
+    assert asked(f"{most}x8", picture_format).settings["width"] == most
+    for size in (f"{most + 1}x8", f"8x{most + 1}"):
+        assert asked(size, "png").open
+        with pytest.raises(Failure, match=f"at most {most} pixels") as refused:
+            asked(size, picture_format)
+        assert refused.value.field == "size"
 
 
 def test_a_long_body_is_refused_before_it_has_come(pretended: Any) -> None:

@@ -5,13 +5,14 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from lineardit.cli.app import main
 from lineardit.config.serving import ServingConfig
-from lineardit.errors import InputError
+from lineardit.errors import InputError, LineardiTError
 from lineardit.serving.cluster import Scale, serve_on_ray
 from lineardit.serving.replica import Replica
 
@@ -93,6 +94,58 @@ def test_a_scale_that_is_none_is_refused(scale: tuple[int, int, float, float | N
 def test_on_ray_as_well_others_are_not_let_in_without_a_key() -> None:
     with pytest.raises(InputError, match="needs an API key"):
         serve_on_ray(ServingConfig(host="0.0.0.0"), None, Scale(1, 1, 8.0, None))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "running", "taken"),
+    [
+        (("127.0.0.1", 7861), ("127.0.0.1", 7861), True),
+        (("127.0.0.1", 0), ("127.0.0.1", 7861), True),
+        (("127.0.0.1", 7860), ("127.0.0.1", 7861), False),
+        (("127.0.0.1", 7861), ("0.0.0.0", 7861), False),
+        (("127.0.0.1", 0), None, True),
+    ],
+)
+def test_where_ray_serve_listens_already_another_address_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+    wanted: tuple[str, int],
+    running: tuple[str, int] | None,
+    taken: bool,
+) -> None:
+    started: list[dict[str, Any]] = []
+    options = None if running is None else SimpleNamespace(host=running[0], port=running[1])
+    client = None if options is None else SimpleNamespace(http_config=options)
+
+    class RayError(Exception):
+        """Of a cluster that is not there."""
+
+    def run(*application: Any, **options: Any) -> None:
+        raise RayError
+
+    serve = SimpleNamespace(
+        start=lambda **options: started.append(options["http_options"]),
+        run=run,
+        deployment=lambda made: SimpleNamespace(options=lambda **_: SimpleNamespace(bind=lambda: made)),
+        ingress=lambda app: lambda: app,
+    )
+    context = SimpleNamespace(_get_global_client=lambda **_: client)
+    ray = SimpleNamespace(
+        init=lambda *_, **__: None, shutdown=lambda: None, cluster_resources=lambda: {}, serve=serve
+    )
+    exceptions = SimpleNamespace(RayError=RayError)
+    names = {"ray": ray, "ray.serve": serve, "ray.serve.context": context, "ray.exceptions": exceptions}
+    for name, module in names.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    config = ServingConfig(host=wanted[0], port=wanted[1])
+    if not taken:
+        with pytest.raises(InputError, match=r"it keeps to host=\S+ port=7861\."):
+            serve_on_ray(config, None, Scale(1, 1, 8.0, None), address="auto")
+        assert not started
+        return
+    with pytest.raises(LineardiTError, match="the replicas did not start"):
+        serve_on_ray(config, None, Scale(1, 1, 8.0, None), address="auto")
+    (asked,) = started
+    assert asked["port"] > 0 and (running is None or asked == {"host": running[0], "port": running[1]})
 
 
 def test_without_ray_the_verb_says_how_to_install_it(

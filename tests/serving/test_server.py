@@ -119,6 +119,50 @@ def test_a1111s_progress_and_interrupt_are_about_ones_own_task(pretended: Any) -
     assert idle["progress"] == 0 and idle["current_image"] is None
 
 
+@pytest.mark.parametrize("trusted", [True, False])
+def test_behind_a_trusted_proxy_a_task_belongs_to_the_address_that_it_names(
+    start_pretended: Callable[..., Any], trusted: bool
+) -> None:
+    more = {"trusted_proxies": ("127.0.0.0/8",)} if trusted else {}
+    with start_pretended(limits={"steps": 1000}, **more) as server:
+        # Whoever asks can write the first address; the proxy adds the last.
+        mine, theirs = ({"X-Forwarded-For": f"203.0.113.9, 203.0.113.{last}"} for last in (1, 2))
+        task = server.send(TXT2IMG, {"prompt": "slow", "steps": 1000}, mine)
+        server.until(lambda: server.get("/sdapi/v1/progress", mine).json["state"]["sampling_step"] > 1)
+        seen = server.get("/sdapi/v1/progress", theirs).json["state"]["job_count"]
+        assert seen == (0 if trusted else 1)
+        assert server.post("/sdapi/v1/interrupt", b"", mine).status == 200
+        assert reply(task)[1]["images"] == []
+
+
+@pytest.mark.parametrize("address", ["*", "proxy.example", "10.0.0.1/8"])
+def test_a_trusted_proxy_is_an_address_or_a_network(address: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--trusted-proxy", address]) == 2
+    assert f"{address!r} is no address" in capfd.readouterr().err
+
+
+def test_a_connection_that_sends_no_whole_head_is_closed(start_pretended: Callable[..., Any]) -> None:
+    head = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n"
+    with start_pretended(limits={"body_seconds": 1.0}) as server:
+        drawn = server.send(GENERATE, {"prompt": "slow", "num_inference_steps": 40})
+        silent, begun, second = (
+            socket.create_connection(("127.0.0.1", server.port), timeout=10) for _ in range(3)
+        )
+        second.sendall(head + b"\r\n")
+        answer = b""
+        while not answer.endswith(b"}"):
+            answer += second.recv(1000)
+        assert answer.startswith(b"HTTP/1.1 200")
+        for part in range(4):  # a byte now and then is no head either
+            for connection in (begun, second):
+                connection.sendall(head[part : part + 1])
+            time.sleep(0.05)
+        for connection in (silent, begun, second):
+            assert connection.recv(1000) == b""
+            connection.close()
+        assert reply(drawn)[0] == 200  # after 2 s, but its head had come
+
+
 def test_many_clients_each_get_their_own_pictures(pretended: Any) -> None:
     waiting, answers = list(range(12)), {}
     while waiting:

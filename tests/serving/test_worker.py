@@ -158,6 +158,27 @@ def test_what_does_not_fit_its_bound_of_memory_is_refused_before_it_is_drawn(tin
     assert failed("MemoryLimitError").status == 507
 
 
+def test_after_an_error_of_the_device_itself_the_process_ends(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(status: int) -> None:
+        raise SystemExit(status)
+
+    class Broken(Worker):
+        def _draw(self, order: Mapping[str, Any], payload: bytes) -> None:
+            raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr("lineardit.serving.worker.os._exit", end)
+    output = BytesIO()
+    with pytest.raises(SystemExit) as ended:
+        Broken(loaded({"models": {"tiny": str(tiny_model)}, **LOADED}), OneOrder(), output, 8).serve()
+    output.seek(0)
+    ready = read_frame(output)
+    assert ended.value.code == 1 and ready is not None and ready.message["type"] == "ready"
+    # Without an answer the picture is tried once more, by the process that comes after.
+    assert read_frame(output) is None
+
+
 class Orderly(Orders):
     """One picture of each of these models after the other."""
 

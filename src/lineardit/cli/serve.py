@@ -32,6 +32,13 @@ def serve(
     name: Annotated[
         list[str] | None, typer.Option(help="A host name that requests may use; can be repeated.")
     ] = None,
+    trusted_proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Address or network of a proxy whose X-Forwarded-For says who asks; can be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     api_key_file: Annotated[
         Path | None, typer.Option(help=f"A file that holds the API key; else ${KEY_VARIABLE} counts.")
     ] = None,
@@ -81,6 +88,7 @@ def serve(
         host=host,
         port=port,
         names=tuple(name or ()),
+        trusted_proxies=tuple(trusted_proxy or ()),
         devices=tuple(device or ("auto",)),
         dtype=dtype,
         kernels=kernels,

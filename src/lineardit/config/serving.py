@@ -1,8 +1,9 @@
 """How a model is served: where, on which devices, and how much one request may ask for."""
 
+import ipaddress
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from lineardit.config.models import Config
 
@@ -35,7 +36,7 @@ class Limits(Config):
     seconds: float = Field(600.0, gt=0)
     """From a request's arrival to the last byte of its answer."""
     body_seconds: float = Field(30.0, gt=0)
-    """Until the whole of a request has arrived."""
+    """Until the whole of a request has arrived, and before that for its head."""
 
 
 class ServingConfig(Config):
@@ -49,6 +50,8 @@ class ServingConfig(Config):
     """0 lets the system choose."""
     names: tuple[str, ...] = ()
     """Host names that requests may use besides `localhost` and plain addresses."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses or networks of proxies whose `X-Forwarded-For` says who asks; nobody else's is believed."""
     devices: tuple[str, ...] = Field(("auto",), min_length=1)
     """One worker process for each."""
     dtype: str = "fp32"
@@ -70,5 +73,17 @@ class ServingConfig(Config):
     load_seconds: float = Field(1800.0, gt=0)
     """A worker that has not loaded the model by then is given up."""
     stall_seconds: float = Field(300.0, gt=0)
-    """A worker that says nothing for so long in the middle of its work is replaced."""
+    """A worker that says nothing in its work for so long, and for at least `limits.seconds`, is replaced."""
     limits: Limits = Limits()
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _trusted_proxies_are_addresses(cls, proxies: tuple[str, ...]) -> tuple[str, ...]:
+        for proxy in proxies:
+            try:
+                ipaddress.ip_network(proxy)
+            except ValueError:
+                raise ValueError(
+                    f"{proxy!r} is no address and no network. Use 127.0.0.1, or 10.0.0.0/8."
+                ) from None
+        return proxies

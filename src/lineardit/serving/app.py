@@ -3,9 +3,10 @@
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from importlib.resources import files
-from typing import Any
+from typing import Any, cast
 
 from fastapi import FastAPI, Response
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from lineardit.serving.a1111 import add_a1111
 from lineardit.serving.engine import Engine
@@ -32,7 +33,9 @@ def create_app(engine: Engine, metrics: Metrics, key: str | None = None) -> Appl
     add_openai(app, engine, metrics)
     add_a1111(app, engine, metrics)
     add_failures(app)
-    return Guard(Counted(app, metrics), engine.config, key)
+    guard = Guard(Counted(app, metrics), engine.config, key)
+    proxies = list(engine.config.trusted_proxies)
+    return cast(Application, ProxyHeadersMiddleware(cast(Any, guard), proxies)) if proxies else guard
 
 
 def _add_page(app: FastAPI) -> None:

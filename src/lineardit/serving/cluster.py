@@ -44,18 +44,21 @@ def serve_on_ray(
     On a running cluster requests are taken on every node that has a replica, else on this one.
 
     Raises:
-        InputError: the address is not to be had, others reach it and there is no key, or the scale is none.
+        InputError: the address is not to be had, others reach it and there is no key, the cluster serves
+            others at another one, or the scale is none.
         LineardiTError: there is no such cluster, or the replicas do not start; Ray's log says why.
     """
     check_exposure(config.host, key)
     _check_scale(scale)
-    port = free_port(config)
+    port = free_port(config) if address is None else config.port
     import ray
     from ray import serve
     from ray.exceptions import RayError
 
     join_cluster(address)
     try:
+        if address is not None:
+            port = _port_on_cluster(config)
         gpus = scale.gpus
         if gpus is None:
             gpus = 1.0 if ray.cluster_resources().get("GPU") else 0.0
@@ -79,6 +82,27 @@ def serve_on_ray(
         if address is None:
             serve.shutdown()
         ray.shutdown()
+
+
+def _port_on_cluster(config: ServingConfig) -> int:
+    """The port to listen on: Ray Serve, where it runs already, keeps to its own and says nothing.
+
+    Raises:
+        InputError: it listens at another address, or another program has the port.
+    """
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        return free_port(config)
+    host: str = client.http_config.host
+    port: int = client.http_config.port
+    if host != config.host or config.port not in (0, port):
+        raise InputError(
+            f"host={config.host} port={config.port}: Ray Serve runs on this cluster already, and it keeps to "
+            f"host={host} port={port}. Use these, or end it with `serve shutdown` first."
+        )
+    return port
 
 
 def join_cluster(address: str | None) -> None:

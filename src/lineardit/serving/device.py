@@ -177,9 +177,11 @@ class Device:
         )
         # Somebody may have left before the worker could be told.
         self.cancel([picture for picture in pictures if not picture.open])
+        # One step or one decoding of a large picture says nothing, and may take what its request may.
+        longest = max(self._config.stall_seconds, self._config.limits.seconds)
         try:
             while True:
-                frame = await self._receive(self._config.stall_seconds)
+                frame = await self._receive(longest)
                 match frame.message["type"]:
                     case "done":
                         return None
@@ -248,10 +250,11 @@ class Device:
         try:
             async with asyncio.timeout(seconds):
                 frame = await receive_frame(self._process.stdout)
-        except (FrameError, OSError):
+        except TimeoutError:  # before OSError, of which it is one
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
             frame = None
-        except TimeoutError:
-            self._process.kill()
+        except (FrameError, OSError):
             frame = None
         if frame is None:
             raise WorkerDiedError(self._name)

@@ -143,7 +143,7 @@ class Engine:
                 await device.start()
                 pause = 0.0
                 await self._work(device)
-            except LineardiTError as error:
+            except (LineardiTError, OSError) as error:  # the system may have no room for a process just now
                 _log.warning("a worker is started again: %s", error)
                 self._meter.restarted()
                 await device.stop()

@@ -18,6 +18,8 @@ DRAWN_SEEDS = 2**32
 """Seeds that the server draws stay below, so that every program can hold them."""
 
 PictureFormat = Literal["png", "jpeg", "webp"]
+LONGEST_SIDES: Mapping[PictureFormat, int] = {"jpeg": 65_500, "webp": 16_383}
+"""Pixels of a side that a file can have, as its library writes it; a PNG's are more than anybody draws."""
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Scale = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
 Strength = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
@@ -158,6 +160,8 @@ class Wish(BaseModel):
     """Given where there is a picture to start from."""
     stretches: bool = False
     """Whether that picture is stretched to another shape, rather than cut."""
+    picture_format: PictureFormat = "png"
+    """Of the files that are answered."""
 
 
 # Samplers as AUTOMATIC1111 calls them, without blanks and in small letters.
@@ -188,6 +192,7 @@ def openai_wish(request: ImageRequest) -> Wish:
         seed=request.seed,
         model=request.model,
         strength=(request.strength or STRENGTH) if isinstance(request, EditRequest) else None,
+        picture_format=request.output_format or "png",
     )
 
 
@@ -239,6 +244,9 @@ def ticket_for(
         raise invalid("size", f"Width and height are multiples of {facts.unit} pixels.")
     if width * height > limits.pixels:
         raise invalid("size", f"A picture has at most {limits.pixels} pixels.")
+    longest = LONGEST_SIDES.get(wish.picture_format)
+    if longest is not None and max(width, height) > longest:
+        raise invalid("size", f"A {wish.picture_format} has at most {longest} pixels a side. Ask for a png.")
     if wish.count > limits.pictures:
         raise invalid("n", f"A request is for at most {limits.pictures} pictures.")
     if steps > limits.steps:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import ipaddress
 import signal
 import socket
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from lineardit.config.serving import ServingConfig
 from lineardit.errors import InputError
@@ -101,6 +103,44 @@ def free_port(config: ServingConfig) -> int:
     return port
 
 
+class _Connection(H11Protocol):
+    """Closed where the head of a request is not there in time: uvicorn waits for as long as it takes.
+
+    It counts connections, silent ones too, so that enough of them would keep everybody else out.
+    """
+
+    def __init__(self, seconds: float, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._seconds = seconds
+        self._head: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._expect_nothing()
+        super().connection_lost(exc)
+
+    def handle_events(self) -> None:
+        super().handle_events()
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._expect_nothing()
+
+    def on_response_complete(self) -> None:
+        self._expect_head()  # first, since the next request may have come already
+        super().on_response_complete()
+
+    def _expect_head(self) -> None:
+        self._expect_nothing()
+        self._head = self.loop.call_later(self._seconds, self.timeout_keep_alive_handler)
+
+    def _expect_nothing(self) -> None:
+        if self._head is not None:
+            self._head.cancel()
+            self._head = None
+
+
 class _Server(uvicorn.Server):
     """uvicorn, with an end in which nothing that was accepted is lost."""
 
@@ -109,7 +149,7 @@ class _Server(uvicorn.Server):
     ) -> None:
         options = uvicorn.Config(
             cast(Any, app),
-            http="h11",
+            http=cast(Any, functools.partial(_Connection, config.limits.body_seconds)),
             ws="none",
             loop="asyncio",
             lifespan="off",

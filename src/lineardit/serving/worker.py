@@ -36,7 +36,7 @@ from lineardit.data.pictures import to_picture
 from lineardit.diffusion.states import State
 from lineardit.errors import LineardiTError, NotFiniteError
 from lineardit.kernels import native
-from lineardit.kernels.allocator import keep_freed_memory, return_freed_memory
+from lineardit.kernels.allocator import ask_for_large_pages, keep_freed_memory, return_freed_memory
 from lineardit.pipeline import Pipeline, Settings
 from lineardit.serving.frames import Frame, FrameError, pack, read_frame
 from lineardit.serving.preview import Colours
@@ -131,6 +131,11 @@ class Worker:
             except torch.OutOfMemoryError:
                 torch.cuda.empty_cache()
                 self._failed(batch, "OutOfMemory", "the device has too little memory for this picture")
+            except torch.AcceleratorError:
+                # No later call on a CUDA device succeeds: only a fresh process draws. An answer would let
+                # the server send this one the next pictures while it ends.
+                _log.exception("the device failed")
+                os._exit(1)
             except Exception:
                 _log.exception("a batch failed")
                 self._failed(batch, "Internal", "see the log of the server")
@@ -244,6 +249,8 @@ def loaded(order: Mapping[str, Any]) -> dict[str, Pipeline]:
         LineardiTError: as `Pipeline.from_pretrained` and `native.use`.
     """
     memory: int | None = order["memory"]
+    if order["keep_freed"] and memory is None:
+        ask_for_large_pages()
     pipes = {
         name: Pipeline.from_pretrained(
             place, device=order["device"], dtype=order["dtype"], offload=memory is not None
