@@ -3,6 +3,7 @@
     python benchmarks/turns.py                       512 and 1024 pixels, about ten minutes
     python benchmarks/turns.py --pixels 512 --rounds 5
     python benchmarks/turns.py --freeze             diffusers is compiled with its weights as constants
+    python benchmarks/turns.py --dtype fp32 --pixels 512 --output benchmarks/results/turns-fp32.md
 
 writes benchmarks/results/turns.md. On a machine that others use too, contenders that run one after the other
 for minutes, as in `lineardit bench peers`, meet different machines. Here every round makes one call of each,
@@ -38,31 +39,32 @@ from lineardit.transformer.model import Transformer
 
 RESULT = Path(__file__).parent / "results" / "turns.md"
 SEED = 7
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 Call = Callable[[], Tensor]
 EAGER, COMPILED, OURS = "diffusers", "diffusers compiled", "lineardit"
 
 
-def seeded(kind: Any, options: Any) -> Any:
-    """A network of diffusers with random weights in bfloat16."""
+def seeded(kind: Any, options: Any, dtype: torch.dtype) -> Any:
+    """A network of diffusers with random weights."""
     torch.manual_seed(SEED)
     given = {name: value for name, value in options.items() if name != "_class_name"}
-    return kind(**given).to(torch.bfloat16).eval()
+    return kind(**given).to(dtype).eval()
 
 
-def steps() -> tuple[Callable[[int], dict[str, Call]], float]:
+def steps(dtype: torch.dtype) -> tuple[Callable[[int], dict[str, Call]], float]:
     """For a size, a guided step of each; and the seconds in which ours reads the prompt a second time."""
     from diffusers import SanaTransformer2DModel
 
     config = transformer_preset(TRANSFORMER)
-    theirs = seeded(SanaTransformer2DModel, transformer_config_to_diffusers(config))
-    ours = Transformer(config).to(torch.bfloat16).eval()
+    theirs = seeded(SanaTransformer2DModel, transformer_config_to_diffusers(config), dtype)
+    ours = Transformer(config).to(dtype).eval()
     ours.load_state_dict(from_diffusers_transformer(config, theirs.state_dict()))
     pack_blocks(ours)  # as every process that draws does
     compiled = torch.compile(theirs, dynamic=False)
-    text = torch.randn(2, TOKENS, config.text_width).to(torch.bfloat16)
+    text = torch.randn(2, TOKENS, config.text_width).to(dtype)
     mask = torch.arange(TOKENS) < torch.tensor(TOLD)[:, None]
     times = torch.full((2,), 0.6)
-    given = {"timestep": times * config.time_scale, "encoder_attention_mask": mask.to(torch.bfloat16)}
+    given = {"timestep": times * config.time_scale, "encoder_attention_mask": mask.to(dtype)}
     read, seconds = ours.read(text, mask), []
     for _ in range(3):
         start = time.perf_counter()
@@ -71,7 +73,7 @@ def steps() -> tuple[Callable[[int], dict[str, Call]], float]:
 
     def calls(pixels: int) -> dict[str, Call]:
         side = pixels // STRIDE
-        latents = torch.randn(2, config.latent_channels, side, side).to(torch.bfloat16)
+        latents = torch.randn(2, config.latent_channels, side, side).to(dtype)
         return {
             EAGER: lambda: theirs(latents, text, **given, return_dict=False)[0],
             COMPILED: lambda: compiled(latents, text, **given, return_dict=False)[0],
@@ -81,19 +83,19 @@ def steps() -> tuple[Callable[[int], dict[str, Call]], float]:
     return calls, statistics.median(seconds)
 
 
-def decodes() -> Callable[[int], dict[str, Call]]:
+def decodes(dtype: torch.dtype) -> Callable[[int], dict[str, Call]]:
     """For a size, the decoding of one picture by each."""
     from diffusers import AutoencoderDC
 
     config = autoencoder_preset(AUTOENCODER)
-    theirs = seeded(AutoencoderDC, autoencoder_config_to_diffusers(config))
-    ours = Autoencoder(config).to(torch.bfloat16).eval()
+    theirs = seeded(AutoencoderDC, autoencoder_config_to_diffusers(config), dtype)
+    ours = Autoencoder(config).to(dtype).eval()
     ours.load_state_dict(from_diffusers_autoencoder(config, theirs.state_dict()))
     compiled, scale = torch.compile(theirs.decoder, dynamic=False), config.latent_scale[0]
 
     def calls(pixels: int) -> dict[str, Call]:
         side = pixels // STRIDE
-        latents = torch.randn(1, config.latent_channels, side, side).to(torch.bfloat16)
+        latents = torch.randn(1, config.latent_channels, side, side).to(dtype)
         return {
             EAGER: lambda: theirs.decoder(latents),
             COMPILED: lambda: compiled(latents),
@@ -103,12 +105,12 @@ def decodes() -> Callable[[int], dict[str, Call]]:
     return calls
 
 
-def in_turn(calls: dict[str, Call], rounds: int) -> dict[str, list[float]]:
+def in_turn(calls: dict[str, Call], rounds: int, near: float) -> dict[str, list[float]]:
     """Seconds of each in every round, after a first call whose outputs are compared."""
     wanted = calls[EAGER]().float()
     for who, call in calls.items():
         apart = float((call().float() - wanted).square().mean().sqrt() / wanted.std())
-        if not apart <= NEAR["bf16"]:
+        if not apart <= near:
             sys.exit(f"{who} is {apart:.1e} from {EAGER}: no speed is told.")
     seconds: dict[str, list[float]] = {who: [] for who in calls}
     for _ in range(rounds):
@@ -129,6 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--pixels", default="512,1024")
     parser.add_argument("--rounds", type=int, default=5, help="of steps; decoding has half as many")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16")
     parser.add_argument(
         "--freeze", action="store_true", help="let the compiler of diffusers pack weights, too (freezing)"
     )
@@ -142,14 +145,14 @@ def main() -> None:
 
     def measure(part: str, calls: Callable[[int], dict[str, Call]], rounds: int) -> None:
         for pixels in sizes:
-            parts[part, pixels] = in_turn(calls(pixels), rounds)
+            parts[part, pixels] = in_turn(calls(pixels), rounds, NEAR[options.dtype])
             medians = {who: statistics.median(each) for who, each in parts[part, pixels].items()}
             sys.stderr.write(f"{part}, {pixels}: {medians}\n")
 
     with torch.no_grad():
-        calls, once = steps()
+        calls, once = steps(DTYPES[options.dtype])
         measure("guided step", calls, options.rounds)
-        measure("decoding", decodes(), -(-options.rounds // 2))
+        measure("decoding", decodes(DTYPES[options.dtype]), -(-options.rounds // 2))
     rows = []
     for (part, pixels), seconds in sorted(parts.items(), key=lambda item: item[0][1]):
         times = [significant(statistics.median(seconds[who])) for who in (EAGER, COMPILED, OURS)]
@@ -164,10 +167,11 @@ def main() -> None:
         pictures.append([str(pixels), *(significant(middle[who]) for who in middle), *ratios])
     times = [f"{who}, s" for who in (EAGER, COMPILED, OURS)]
     ratios = [f"{who} / ours" for who in (EAGER, COMPILED)]
-    given = f"--pixels {options.pixels} --rounds {options.rounds}" + " --freeze" * options.freeze
+    given = f"--pixels {options.pixels} --rounds {options.rounds} --dtype {options.dtype}"
+    given += " --freeze" * options.freeze
     page = [
         "# Side by side, call by call",
-        f"`python benchmarks/turns.py {given}`; {stamp_line(hardware_stamp())}; bf16.",
+        f"`python benchmarks/turns.py {given}`; {stamp_line(hardware_stamp())}; {options.dtype}.",
         f"SANA-0.6B's shape and f32c32's decoder, random weights, prompts of {TOLD[1]} and {TOLD[0]} tokens "
         f"padded to {TOKENS}. One process, freed memory kept for all, outputs compared; every round calls "
         "each once. Seconds are medians; ratios of parts are medians over the rounds. Ours reads the prompt "

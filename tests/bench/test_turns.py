@@ -38,7 +38,7 @@ def test_ratios_are_medians_over_rounds(turns: ModuleType, monkeypatch: pytest.M
     """A machine that gets slower slows all of a round: the ratio stays."""
     clock = Clock(turns, monkeypatch)
     calls = {"diffusers": clock.call(2, 6, 60, before=2), "lineardit": clock.call(1, 2, 30)}
-    seconds = turns.in_turn(calls, 3)
+    seconds = turns.in_turn(calls, 3, 0.05)
     assert seconds == {"diffusers": [2, 6, 60], "lineardit": [1, 2, 30]}
     assert turns.median_ratio(seconds["diffusers"], seconds["lineardit"]) == 2
 
@@ -50,7 +50,7 @@ def test_who_computes_something_else_gets_no_speed(
     clock = Clock(turns, monkeypatch)
     calls = {"diffusers": clock.call(2), "lineardit": clock.call(1, value=wrong)}
     with pytest.raises(SystemExit, match="lineardit is .* from diffusers: no speed is told"):
-        turns.in_turn(calls, 1)
+        turns.in_turn(calls, 1, 0.05)
 
 
 def test_a_picture_is_its_steps_its_decoding_and_what_is_done_once(
@@ -65,8 +65,8 @@ def test_a_picture_is_its_steps_its_decoding_and_what_is_done_once(
             for (who, before), seconds in zip(names, each, strict=True)
         }
 
-    monkeypatch.setattr(turns, "steps", lambda: (parts(0.04, 0.03, 0.02), 5.0))
-    monkeypatch.setattr(turns, "decodes", lambda: parts(0.5, 0.4, 0.3))
+    monkeypatch.setattr(turns, "steps", lambda dtype: (parts(0.04, 0.03, 0.02), 5.0))
+    monkeypatch.setattr(turns, "decodes", lambda dtype: parts(0.5, 0.4, 0.3))
     for name in ("keep_freed_memory", "native"):
         monkeypatch.setattr(turns, name, SimpleNamespace(use=lambda _: None) if name == "native" else int)
     place = tmp_path / "table.md"
