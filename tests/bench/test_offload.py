@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -42,7 +43,7 @@ def test_a_picture_is_drawn_as_a_user_would(
     seconds, held = offload.drawn(Path("model"), 64, memory, 5, Path("x.png"))
     assert held == 7 and seconds >= 0
     assert asked[0][0] == "generate" and asked[0][-len(told) :] == told
-    options = dict(zip(asked[0], asked[0][1:], strict=False))
+    options = dict(pairwise(asked[0]))
     assert options["--height"] == options["--width"] == "64" and options["--num-inference-steps"] == "5"
 
 
