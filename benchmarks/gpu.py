@@ -79,7 +79,7 @@ def ways(device: torch.device) -> Iterator[Way]:
     read = transformer.read(text, mask)
 
     def step(latents: Tensor, times: Tensor) -> Tensor:
-        return transformer(latents.bfloat16(), times, read).float()
+        return transformer(latents[:1].bfloat16(), times[:1], read).float()  # both are one
 
     yield Way("torch", "torch", step, autoencoder.decode)
     if find_spec("diffusers") is not None:
@@ -90,7 +90,7 @@ def ways(device: torch.device) -> Iterator[Way]:
     yield Way(
         "Triton's kernels, compiled",
         "auto",
-        lambda latents, times: compiled(latents.bfloat16(), times, read, None).float(),
+        lambda latents, times: compiled(latents[:1].bfloat16(), times[:1], read, None).float(),
         lambda latents: autoencoder.decode(latents).clone(),
     )
 

@@ -99,7 +99,7 @@ def test_a_negative_prompt_changes_the_picture_where_it_is_guided(pipe: Pipeline
     assert torch.equal(both[1:], latents(pipe, CAT))
 
 
-def test_without_guidance_the_network_sees_each_picture_once_and_no_negative_prompt(
+def test_without_guidance_the_network_draws_each_picture_once_and_without_a_negative_prompt(
     pipe: Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     negative = "a house, a house, a house, a house"
@@ -107,7 +107,7 @@ def test_without_guidance_the_network_sees_each_picture_once_and_no_negative_pro
     assert torch.equal(plain, latents(pipe, CAT, negative, guidance_scale=1.0))
     torch.testing.assert_close(plain, latents(pipe, CAT, guidance_scale=1 + 1e-6), rtol=1e-4, atol=1e-4)
     batches: list[int] = []
-    handle = pipe.transformer.register_forward_hook(lambda _, inputs, __: batches.append(len(inputs[0])))
+    handle = pipe.transformer.register_forward_hook(lambda _, __, velocity: batches.append(len(velocity)))
     latents(pipe, CAT, guidance_scale=1.0)
     latents(pipe, CAT, guidance_scale=2.0)
     handle.remove()
@@ -261,8 +261,10 @@ def test_outside_of_its_interval_guidance_is_off(pipe: Pipeline, monkeypatch: py
     forward = type(pipe.transformer).forward
 
     def seen(self: Any, shown: torch.Tensor, *given: Any) -> Any:
-        batches.append(len(shown))
-        return forward(self, shown, *given)
+        velocity = forward(self, shown, *given)
+        assert len(shown) == 1  # also where it is drawn twice
+        batches.append(len(velocity))
+        return velocity
 
     monkeypatch.setattr(type(pipe.transformer), "forward", seen)
     guided = latents(pipe, CAT)

@@ -60,6 +60,34 @@ def test_only_tokens_that_are_there_are_read() -> None:
     assert read.blocks[0].counts == (13, 4, 6)
 
 
+@pytest.mark.parametrize("rows", [None, 2])
+@torch.no_grad()
+def test_latents_of_several_prompts_are_seen_once_until_the_prompt_is_read(rows: int | None) -> None:
+    transformer, seen = model(), []
+    text, mask = torch.cat([TEXT.flip(0), TEXT]), torch.cat([MASK.roll(1, 0), MASK])
+    repeated = LATENTS.repeat(2, 1, 1, 1), TIMES.repeat(2)
+    expected = transformer(*repeated, text, mask)
+    assert (expected[:3] - expected[3:]).abs().max() > 1e-2
+    for block in transformer.blocks:
+        block.attention.to_qkv.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
+    read = transformer.read(text, mask)
+    for told in ((text, mask), (read, None)):
+        found = transformer(LATENTS, TIMES, *told, rows=rows)
+        torch.testing.assert_close(found, expected, **EQUAL)
+    passes = 1 if rows is None else 2 * 3  # states of all bands, then what queries find in them
+    assert seen == ([3] * passes + [6] * (passes * 3)) * 2
+    cached = transformer(LATENTS, TIMES, read, rows=rows, cache=StepCache(0.5))
+    torch.testing.assert_close(cached, expected, **EQUAL)
+
+
+def test_every_latent_has_as_many_prompts() -> None:
+    transformer = model()
+    with pytest.raises(ShapeError, match="there are 3 prompts for 2 latents"):
+        transformer(LATENTS[:2], TIMES[:2], TEXT, MASK)
+    with pytest.raises(ShapeError, match="there are 2 prompts for 3 latents"):
+        transformer(LATENTS, TIMES, transformer.read(TEXT[:2], MASK[:2]))
+
+
 def test_a_mask_belongs_to_text_and_text_to_its_encoder() -> None:
     transformer = model()
     with pytest.raises(InputError, match="mask is given beside prompts that were read with theirs"):

@@ -202,7 +202,7 @@ def operations(part: str, size: int) -> int:
             transformer = Transformer(config)
             read = transformer.read(torch.empty(2, sum(TOLD) // 2, config.text_width))
             with FlopCounterMode(display=False) as counter:
-                transformer(torch.empty(2, config.latent_channels, side, side), torch.empty(2), read)
+                transformer(torch.empty(1, config.latent_channels, side, side), torch.empty(1), read)
     return int(counter.get_total_flops())
 
 
@@ -311,12 +311,12 @@ def _diffusers(own: Contender, folder: str, dtype: str) -> dict[str, Work]:
     text, mask, times = _prompts(config, dtype)
 
     def step(size: int, _: int) -> Callable[[], Tensor]:
-        latents = _latents(config.latent_channels, size, dtype)
-        given = {"timestep": times * config.time_scale, "encoder_attention_mask": mask.to(text)}
-        return lambda: transformer(latents, text, **given, return_dict=False)[0]
+        twice = _latents(config.latent_channels, size, dtype).repeat(2, 1, 1, 1)
+        given = {"timestep": times.repeat(2) * config.time_scale, "encoder_attention_mask": mask.to(text)}
+        return lambda: transformer(twice, text, **given, return_dict=False)[0]
 
     def decode(size: int, _: int) -> Callable[[], Tensor]:
-        latents = _latents(config.latent_channels, size, dtype)[:1]
+        latents = _latents(config.latent_channels, size, dtype)
         return lambda: decoder(latents)
 
     return {"step": step, "decode": decode}
@@ -346,13 +346,13 @@ def _lineardit(own: Contender, folder: str, dtype: str) -> dict[str, Work]:
         latents = _latents(config.latent_channels, size, dtype)
         if allowed:
             room.limit(allowed)
-        steps = Steps(size, size, len(latents))
+        steps = Steps(size, size, len(text))
         rows = room.rows_to_denoise(steps)
         read = transformer.read(text, mask, folds=room.folds_prompts(steps))
         return lambda: transformer(latents, times, read, rows=rows)
 
     def decode(size: int, allowed: int) -> Callable[[], Tensor]:
-        latents = _latents(config.latent_channels, size, dtype)[:1] * other.latent_scale[0]
+        latents = _latents(config.latent_channels, size, dtype) * other.latent_scale[0]
         if allowed:
             room.limit(allowed)
 
@@ -370,9 +370,9 @@ def _lineardit(own: Contender, folder: str, dtype: str) -> dict[str, Work]:
 
 
 def _prompts(config: TransformerConfig, dtype: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Vectors of tokens, which of them are there, and the times of a step."""
+    """Vectors of tokens without and with a prompt, which of them are there, and the time of a step."""
     text = _randn(2, TOKENS, config.text_width).to(DTYPES[dtype])
-    return text, torch.arange(TOKENS) < torch.tensor(TOLD)[:, None], torch.full((2,), 0.6)
+    return text, torch.arange(TOKENS) < torch.tensor(TOLD)[:, None], torch.full((1,), 0.6)
 
 
 class _Peer(NamedTuple):
@@ -423,7 +423,7 @@ def _outputs(folder: str) -> str:
 
 
 def _latents(channels: int, size: int, dtype: str) -> Tensor:
-    return _randn(2, channels, size // STRIDE, size // STRIDE).to(DTYPES[dtype])
+    return _randn(1, channels, size // STRIDE, size // STRIDE).to(DTYPES[dtype])
 
 
 def _randn(*shape: int) -> Tensor:

@@ -31,7 +31,7 @@ class Compiled:
         times: Float[Tensor, " b"],
         read: PromptReading,
         guidance: Float[Tensor, " b"] | None,
-    ) -> Float[Tensor, "b c h w"]:
+    ) -> Float[Tensor, "p c h w"]:
         """As `Transformer.forward`, in memory that the next call leaves alone."""
         if not latents.is_cuda:
             velocity: Tensor = self._step(latents, times, read, None, guidance)

@@ -28,7 +28,7 @@ class Branches(NamedTuple):
     prompted: Velocity
     """Over the b samples of the batch."""
     pair: Velocity | None
-    """Over 2b samples, the first b without the prompt; None where nothing is guided."""
+    """Over the b samples twice, first without the prompt; None where nothing is guided."""
     shared_bytes: int = 0
     """What the steps share, as long as they go on."""
 
@@ -121,6 +121,8 @@ class SanaNetwork(PromptedNetwork):
 
         def velocity(latents: Tensor, times: Tensor) -> Tensor:
             shown = latents.to(weight.dtype), self.seen(times).float()
+            # With and without its prompt a sample is the same until the prompt is read.
+            once = shown[0][: len(jobs)], shown[1][: len(jobs)]
             rows = self.room.rows_to_denoise(steps)
             residuals: Sequence[Tensor] = ()
             if control is not None and self.controlnet is not None:
@@ -128,8 +130,8 @@ class SanaNetwork(PromptedNetwork):
                 scale = jobs[0].controlnet_conditioning_scale or 0.0
                 residuals = self.controlnet(*shown, text.embeddings, both, text.mask, scale, rows)
             if self.compiled is not None and control is None and cache is None and rows is None:
-                return self.compiled(*shown, read, guidance)
-            out: Tensor = self.transformer(*shown, read, None, guidance, residuals, cache, rows)
+                return self.compiled(*once, read, guidance)
+            out: Tensor = self.transformer(*once, read, None, guidance, residuals, cache, rows)
             return out
 
         return velocity

@@ -22,7 +22,7 @@ from lineardit.kernels import passes
 from lineardit.kernels.linear_attention import LinearAttentionState
 from lineardit.kernels.live import telling
 from lineardit.nn.attention import KeyValue
-from lineardit.transformer.block import NORM_EPS, Block, Grid, Modulation
+from lineardit.transformer.block import NORM_EPS, Block, Grid, Modulation, for_prompts
 
 
 class Band(NamedTuple):
@@ -48,12 +48,12 @@ def bands_of(grid: Grid, rows: int) -> Iterator[Band]:
 def refined(
     block: nn.Module,
     x: Float[Tensor, "b n c"],
-    prompt: Float[Tensor, "b m c"] | KeyValue,
-    mask: Bool[Tensor, "b m"] | None,
-    time_table: Float[Tensor, "b 6 c"],
+    prompt: Float[Tensor, "p m c"] | KeyValue,
+    mask: Bool[Tensor, "p m"] | None,
+    time_table: Float[Tensor, "p 6 c"],
     grid: Grid,
     rows: int | None,
-) -> Float[Tensor, "b n c"]:
+) -> Float[Tensor, "p n c"]:
     """What the block gives, at once or, where `rows` are fewer than there are, in bands of so many."""
     if rows is None or rows >= grid.height:
         whole: Tensor = block(x, prompt, mask, time_table, grid)
@@ -66,29 +66,31 @@ def refined(
 def block_in_bands(
     block: Block,
     x: Float[Tensor, "b n c"],
-    prompt: Float[Tensor, "b m c"] | KeyValue,
-    mask: Bool[Tensor, "b m"] | None,
-    time_table: Float[Tensor, "b 6 c"],
+    prompt: Float[Tensor, "p m c"] | KeyValue,
+    mask: Bool[Tensor, "p m"] | None,
+    time_table: Float[Tensor, "p 6 c"],
     grid: Grid,
     rows: int,
-) -> Float[Tensor, "b n c"]:
+) -> Float[Tensor, "p n c"]:
     """What the block gives, computed from `rows` rows of tokens at a time. `x` stays as it is.
 
     Raises:
         InputError: rows is not positive.
     """
     first, last = Modulation.pair(block.offset + time_table)
+    first = first.of(len(x))
     bands = telling(bands_of(grid, rows), x)
     state: LinearAttentionState | None = None
     for band in bands:
         own = block.attention.state(passes.steered(band.of(x), first.shift, first.scale, NORM_EPS))
         state = own if state is None else state + own
     assert state is not None
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    out = torch.empty((len(time_table), *x.shape[1:]), dtype=x.dtype, device=x.device)
     for band in bands:
         part = band.of(x)
         steered = passes.steered(part, first.shift, first.scale, NORM_EPS)
         part = passes.added(part, block.attention.attend(steered, state), first.gate)
+        part = for_prompts(part, len(out))
         band.of(out)[:] = part + block.cross_attention(part, prompt, mask)
     above: Tensor | None = None
     for band in bands:

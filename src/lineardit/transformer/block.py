@@ -27,9 +27,18 @@ class Modulation(NamedTuple):
         rows = table.chunk(6, dim=1)
         return Modulation(*rows[:3]), Modulation(*rows[3:])
 
+    def of(self, rows: int) -> "Modulation":
+        """That of the first `rows` pictures."""
+        return Modulation(self.shift[:rows], self.scale[:rows], self.gate[:rows])
+
     def steer(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
         """Shift and scale the input of the branch. Its output is multiplied by `gate`."""
         return x * (1 + self.scale) + self.shift
+
+
+def for_prompts(x: Float[Tensor, "b *rest"], count: int) -> Float[Tensor, "p *rest"]:
+    """What pictures have, again for each of their prompts, of which there are `count` for all pictures."""
+    return x if len(x) == count else x.repeat(count // len(x), *(1,) * (x.ndim - 1))
 
 
 class Grid(NamedTuple):
@@ -57,15 +66,20 @@ class Block(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b n c"],
-        prompt: Float[Tensor, "b m c"] | KeyValue,
-        mask: Bool[Tensor, "b m"] | None,
-        time_table: Float[Tensor, "b 6 c"],
+        prompt: Float[Tensor, "p m c"] | KeyValue,
+        mask: Bool[Tensor, "p m"] | None,
+        time_table: Float[Tensor, "p 6 c"],
         grid: Grid,
-    ) -> Float[Tensor, "b n c"]:
-        """Refine the tokens once. `prompt` may be what this block's cross-attention has read before."""
+    ) -> Float[Tensor, "p n c"]:
+        """Refine the tokens once. `prompt` may be what this block's cross-attention has read before.
+
+        Of pictures with several prompts, those of i at i, b + i and so on, `x` may have one each: what is
+        done before the prompt is read is then done once.
+        """
         first, last = Modulation.pair(self.offset + time_table)
+        first = first.of(len(x))
         steered = passes.steered(x, first.shift, first.scale, NORM_EPS)
-        x = passes.added(x, self.attention(steered), first.gate)
+        x = for_prompts(passes.added(x, self.attention(steered), first.gate), len(time_table))
         told = self.cross_attention(x, prompt, mask)
         x, steered = passes.added_steered(x, told, last.shift, last.scale, NORM_EPS)
         refined = self.feed_forward(torch.unflatten(steered, 1, grid)).flatten(1, 2)

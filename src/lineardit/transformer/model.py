@@ -18,7 +18,7 @@ from lineardit.nn.norm import RMSNorm
 from lineardit.nn.offload import loaded
 from lineardit.nn.wide import Conv2d, Linear
 from lineardit.transformer.bands import bands_of, refined
-from lineardit.transformer.block import NORM_EPS, Block, Grid
+from lineardit.transformer.block import NORM_EPS, Block, Grid, for_prompts
 from lineardit.transformer.generation import PromptReading, StepCache
 
 SMALL = 0.02
@@ -105,14 +105,18 @@ class Transformer(nn.Module):
         self,
         latents: Float[Tensor, "b c h w"],
         times: Float[Tensor, " b"],
-        text: Float[Tensor, "b m t"] | PromptReading,
-        mask: Bool[Tensor, "b m"] | None = None,
+        text: Float[Tensor, "p m t"] | PromptReading,
+        mask: Bool[Tensor, "p m"] | None = None,
         guidance: Float[Tensor, " b"] | None = None,
-        residuals: Sequence[Float[Tensor, "b n d"]] = (),
+        residuals: Sequence[Float[Tensor, "p n d"]] = (),
         cache: StepCache | None = None,
         rows: int | None = None,
-    ) -> Float[Tensor, "b c h w"]:
+    ) -> Float[Tensor, "p c h w"]:
         """The velocity at `times` (1 is noise, 0 is the image), given the text encoder's hidden states.
+
+        Latents may have several prompts each, those of latent i at i, b + i and so on, as guidance has them:
+        the velocities come in the order of the prompts, and what the first block does before it reads them is
+        done once.
 
         `mask` keeps the text's true tokens; instead of both it takes what `read` made of them. `guidance` is
         the scale a distilled model imitates. `residuals` are what a ControlNet adds to the tokens after the
@@ -121,7 +125,8 @@ class Transformer(nn.Module):
         in less memory, and without gradients.
 
         Raises:
-            ShapeError: a side is no multiple of the patch, or the text has another width.
+            ShapeError: a side is no multiple of the patch, the text has another width, or the latents have
+                not as many prompts each.
             InputError: guidance is given to a model without that input, or missing where it is needed.
         """
         self._check(latents, text, guidance)
@@ -130,6 +135,7 @@ class Transformer(nn.Module):
         scaled = None if guidance is None else guidance * self.config.guidance_embedding_scale
         vector, table = self.conditioning(times * self.config.time_scale, scaled)
         prompts = self._prompts(text, mask)
+        vector, table = (for_prompts(each, _count(text)) for each in (vector, table))
 
         def through(x: Tensor, start: int, stop: int) -> Tensor:
             for number in range(start, stop):
@@ -147,6 +153,7 @@ class Transformer(nn.Module):
         else:
             x = self._tokens(latents, grid)
             first = through(x, 0, 1)
+            x = for_prompts(x, len(first))
             x = through(cache.through(x, first, lambda x: through(x, 1, last)), last, last + 1)
         shift, scale = (self.offset + vector.unsqueeze(1)).chunk(2, dim=1)
         parts = (band.of(x) for band in bands_of(grid, rows or grid.height))
@@ -205,6 +212,12 @@ class Transformer(nn.Module):
             check_multiple(f"latent {name}", side, config.patch_size, f"patch_size={config.patch_size}")
         if not isinstance(text, PromptReading):
             self._check_text(text)
+        prompts, pictures = _count(text), len(latents)
+        if not prompts or not pictures or prompts % pictures:
+            raise ShapeError(
+                f"there are {prompts} prompts for {pictures} latents. Give each latent one prompt, or as "
+                "many as the others."
+            )
         if (guidance is None) == config.guidance_embedding:
             if guidance is None:
                 raise InputError(
@@ -218,3 +231,8 @@ class Transformer(nn.Module):
                 f"the text embeddings have width {text.shape[-1]}, the model takes "
                 f"text_width={self.config.text_width}. Use the text encoder the model was trained with."
             )
+
+
+def _count(text: Tensor | PromptReading) -> int:
+    """Of prompts."""
+    return len(text.blocks[0].key) if isinstance(text, PromptReading) else len(text)
