@@ -227,7 +227,8 @@ void convolve(const T *x, const T *weight, const Size *strides, T *out, Shape sh
     using H = typename Factor<T>::Type;
     constexpr Size PLANES = Form::KEPT * Form::KEPT;
     const Tiling<Form> tiling(shape);
-    Size deep = padded(shape.channels), strips = strips_of(shape.out);
+    // A line of the cache between rows: those a power of two apart would share few places in it.
+    Size deep = padded(shape.channels), apart = deep + 64 / Size(sizeof(H)), strips = strips_of(shape.out);
     Size fitting = CACHE / (PLANES * deep * Size(sizeof(H))) / HEIGHT * HEIGHT;
     Size block = std::min(std::max(fitting, FEWEST), (tiling.count + HEIGHT - 1) / HEIGHT * HEIGHT);
     Size blocks = (tiling.count + block - 1) / block;
@@ -235,7 +236,7 @@ void convolve(const T *x, const T *weight, const Size *strides, T *out, Shape sh
     mix_kernels<Form>(weight, strides, kernels.get(), shape, deep);
 #pragma omp parallel
     {
-        std::vector<H> planes(PLANES * block * deep);
+        std::vector<H> planes(PLANES * block * apart);
         std::vector<float> sums(PLANES * block * STRIP);
 #pragma omp for collapse(2) schedule(dynamic)
         for (Size b = 0; b < shape.batch; ++b)
@@ -248,14 +249,14 @@ void convolve(const T *x, const T *weight, const Size *strides, T *out, Shape sh
                     bool inside = top >= 0 && left >= 0 && top + Form::SEEN <= shape.height &&
                         left + Form::SEEN <= shape.width && shape.channels % LANES == 0;
                     (inside ? spread<Form, true, T, H> : spread<Form, false, T, H>)(
-                        picture, planes.data() + (tile - start) * deep, block * deep, top, left, shape
+                        picture, planes.data() + (tile - start) * apart, block * apart, top, left, shape
                     );
                 }
                 for (Size strip = 0; strip < strips; ++strip) {
                     for (Size k = 0; k < PLANES; ++k)
                         for (Size t = 0; t < end - start; t += HEIGHT)
                             multiply_strip(
-                                planes.data() + (k * block + t) * deep, deep,
+                                planes.data() + (k * block + t) * apart, apart, deep,
                                 kernels.get() + (strip * PLANES + k) * deep * STRIP, sums.data() + (k * block + t) * STRIP
                             );
                     for (Size tile = start; tile < end; ++tile)

@@ -27,7 +27,9 @@ template <> struct Factor<Bf16> {
 };
 
 // out[t] = sum_i left[t, i] right[i] for HEIGHT rows; `right` has rows i and i + 1 number by number.
-inline void multiply_strip(const Bf16 *left, Size depth, const Bf16 *right, float *out, Size out_stride = STRIP) {
+inline void multiply_strip(
+    const Bf16 *left, Size left_stride, Size depth, const Bf16 *right, float *out, Size out_stride = STRIP
+) {
     __m512 sums[HEIGHT][2];
     for (Size t = 0; t < HEIGHT; ++t) sums[t][0] = sums[t][1] = _mm512_setzero_ps();
     for (Size i = 0; i < depth; i += 2) {
@@ -36,7 +38,7 @@ inline void multiply_strip(const Bf16 *left, Size depth, const Bf16 *right, floa
 #pragma GCC unroll 16
         for (Size t = 0; t < HEIGHT; ++t) {
             int pair;
-            std::memcpy(&pair, left + t * depth + i, sizeof pair);
+            std::memcpy(&pair, left + t * left_stride + i, sizeof pair);
             __m512bh both = (__m512bh)_mm512_set1_epi32(pair);
             sums[t][0] = _mm512_dpbf16_ps(sums[t][0], both, first);
             sums[t][1] = _mm512_dpbf16_ps(sums[t][1], both, second);
@@ -47,8 +49,10 @@ inline void multiply_strip(const Bf16 *left, Size depth, const Bf16 *right, floa
 }
 #endif
 
-inline void multiply_strip(const float *left, Size depth, const float *right, float *out, Size out_stride = STRIP) {
-    multiply<HEIGHT>(left, depth, depth, right, STRIP, out, out_stride);
+inline void multiply_strip(
+    const float *left, Size left_stride, Size depth, const float *right, float *out, Size out_stride = STRIP
+) {
+    multiply<HEIGHT>(left, left_stride, depth, right, STRIP, out, out_stride);
 }
 
 inline Size strips_of(Size columns) { return (columns + STRIP - 1) / STRIP; }

@@ -49,7 +49,7 @@ void attend_prompt(
             for (Size strip = 0; strip < wide / STRIP; ++strip)
                 for (Size t = 0; t < length; t += HEIGHT)
                     multiply_strip(
-                        rows.data() + t * deep, deep, keys + strip * deep * STRIP,
+                        rows.data() + t * deep, deep, deep, keys + strip * deep * STRIP,
                         scores.data() + t * wide + strip * STRIP, wide
                     );
             for (Size t = 0; t < length; ++t) {
@@ -63,7 +63,7 @@ void attend_prompt(
             for (Size strip = 0; strip < strips_of(channels); ++strip)
                 for (Size t = 0; t < here; t += HEIGHT) {
                     multiply_strip(
-                        shares.data() + t * middle, middle, values + strip * middle * STRIP, sums.data()
+                        shares.data() + t * middle, middle, middle, values + strip * middle * STRIP, sums.data()
                     );
                     for (Size r = 0; r < std::min(HEIGHT, here - t); ++r)
                         for (Size c = strip * STRIP; c < std::min((strip + 1) * STRIP, channels); c += LANES) {
@@ -96,7 +96,7 @@ inline void multiply_packed(Row row, Size count, Size depth, const H *packed, Si
                 store(held.rows.data() + t * deep + c, some);
             }
         for (Size strip = 0; strip < strips_of(columns); ++strip) {
-            multiply_strip(held.rows.data(), deep, packed + strip * deep * STRIP, held.sums.data());
+            multiply_strip(held.rows.data(), deep, deep, packed + strip * deep * STRIP, held.sums.data());
             for (Size t = 0; t < here; ++t) take(first + t, strip * STRIP, held.sums.data() + t * STRIP);
         }
     }
