@@ -282,6 +282,16 @@ def test_bfloat16_weights_take_float32_tokens_and_stay_close() -> None:
     assert (half.float() - expected).norm() < 0.05 * expected.norm()
 
 
+@pytest.mark.parametrize("kind", [LinearDiT, SoftmaxDiT])
+@torch.no_grad()
+def test_float16_weights_give_what_the_same_weights_give_in_float32(kind: type[DiT]) -> None:
+    network = model(kind).half()
+    half = network(TOKENS, TIMES, LABELS)
+    exact = network.float()(TOKENS, TIMES, LABELS)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, exact, rtol=0.0, atol=2e-3 * float(exact.abs().max()))
+
+
 @pytest.mark.parametrize(("size", "millions"), [("s", 33), ("b", 130), ("l", 458), ("xl", 675)])
 def test_a_published_size_has_the_published_count(size: str, millions: int) -> None:
     with torch.device("meta"):

@@ -9,6 +9,7 @@ from torch.nn import functional
 from lineardit.nn.attention import CrossAttention, SoftmaxSelfAttention
 from lineardit.nn.embedding import ScalarEmbedding, grid_positions
 from lineardit.nn.feed_forward import MLP
+from lineardit.nn.wide import Linear
 from lineardit.transformer.block import NORM_EPS, Grid, Modulation
 
 LATENT_CHANNELS = 4
@@ -28,12 +29,12 @@ class PixArtLike(nn.Module):
         self.width, self.patch = width, patch
         self.patchify = nn.Conv2d(LATENT_CHANNELS, width, patch, stride=patch)
         self.time = ScalarEmbedding(width)
-        self.to_table = nn.Linear(width, 6 * width)
+        self.to_table = Linear(width, 6 * width)
         self.prompt = _Prompt(text_width, width)
         self.blocks = nn.ModuleList(_Block(width, head_dim) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=NORM_EPS, elementwise_affine=False)
         self.offset = nn.Parameter(torch.zeros(2, width))
-        self.to_noise = nn.Linear(width, patch**2 * 2 * LATENT_CHANNELS)
+        self.to_noise = Linear(width, patch**2 * 2 * LATENT_CHANNELS)
 
     def forward(
         self,
@@ -58,7 +59,7 @@ class PixArtLike(nn.Module):
 
 class _Prompt(nn.Sequential):
     def __init__(self, text_width: int, width: int) -> None:
-        super().__init__(nn.Linear(text_width, width), nn.GELU("tanh"), nn.Linear(width, width))
+        super().__init__(Linear(text_width, width), nn.GELU("tanh"), Linear(width, width))
 
 
 class _Block(nn.Module):

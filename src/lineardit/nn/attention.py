@@ -82,8 +82,8 @@ class SoftmaxSelfAttention(nn.Module):
     def __init__(self, width: int, head_dim: int) -> None:
         super().__init__()
         self.head_dim = head_dim
-        self.to_qkv = nn.Linear(width, 3 * width)
-        self.to_out = nn.Linear(width, width)
+        self.to_qkv = Linear(width, 3 * width)
+        self.to_out = Linear(width, width)
 
     def forward(self, x: Float[Tensor, "b n c"]) -> Float[Tensor, "b n c"]:
         """Mix the tokens; their order does not matter."""

@@ -62,8 +62,8 @@ class MLP(nn.Module):
 
     def __init__(self, width: int, hidden_width: int) -> None:
         super().__init__()
-        self.expand = nn.Linear(width, hidden_width)
-        self.contract = nn.Linear(hidden_width, width)
+        self.expand = Linear(width, hidden_width)
+        self.contract = Linear(hidden_width, width)
 
     def forward(self, x: Float[Tensor, "*b c"]) -> Float[Tensor, "*b c"]:
         """Mix the channels of each token."""

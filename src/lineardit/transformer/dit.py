@@ -12,6 +12,7 @@ from torch.nn import functional
 from lineardit.config.dit import DiTConfig, DiTOptions, LinearDiTConfig, SoftmaxDiTConfig
 from lineardit.errors import ConfigError, InputError, ShapeError
 from lineardit.nn.embedding import ScalarEmbedding, line_positions
+from lineardit.nn.wide import Linear
 from lineardit.transformer.block import NORM_EPS, Grid
 from lineardit.transformer.dit_block import DiTBlock, xavier
 
@@ -40,13 +41,13 @@ class DiT(nn.Module):
             )
         hidden = config.hidden_size
         self.config = config
-        self.to_tokens = nn.Linear(config.input_dim, hidden)
+        self.to_tokens = Linear(config.input_dim, hidden)
         self.time = ScalarEmbedding(hidden)
         self.classes = None if config.num_classes is None else nn.Embedding(config.num_classes + 1, hidden)
         self.blocks = nn.ModuleList(DiTBlock(config) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(hidden, eps=NORM_EPS, elementwise_affine=False)
-        self.to_table = nn.Linear(hidden, 2 * hidden)
-        self.to_noise = nn.Linear(hidden, config.output_dim)
+        self.to_table = Linear(hidden, 2 * hidden)
+        self.to_noise = Linear(hidden, config.output_dim)
         self.initialise()
 
     @classmethod

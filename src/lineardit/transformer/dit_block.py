@@ -7,6 +7,7 @@ from torch.nn import functional
 from lineardit.config.dit import DiTConfig, LinearDiTConfig
 from lineardit.nn.attention import LinearSelfAttention, SoftmaxSelfAttention
 from lineardit.nn.feed_forward import MLP
+from lineardit.nn.wide import Linear
 from lineardit.transformer.block import NORM_EPS, Modulation
 
 
@@ -19,7 +20,7 @@ class DiTBlock(nn.Module):
         self.attention = _attention(config)
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=NORM_EPS, elementwise_affine=False)
         self.feed_forward = MLP(config.hidden_size, config.mlp_hidden)
-        self.to_table = nn.Linear(config.hidden_size, 6 * config.hidden_size)
+        self.to_table = Linear(config.hidden_size, 6 * config.hidden_size)
         self.initialise()
 
     @classmethod
