@@ -12,6 +12,7 @@ from lineardit.errors import InputError
 from lineardit.kernels import native, passes
 from lineardit.kernels.linear_attention import linear_attention, linear_attention_state
 from lineardit.kernels.reference import quadratic_linear_attention
+from lineardit.kernels.select import Choice
 
 needs_compiler = pytest.mark.skipif(native.compiler() is None, reason="there is no C++ compiler here")
 # Float32 sums of some hundred numbers; bfloat16 inputs are the same for both, outputs are rounded once.
@@ -174,6 +175,17 @@ def test_a_library_that_is_off_is_not_used(monkeypatch: pytest.MonkeyPatch) -> N
     finally:
         native.refusal.cache_clear()
         native.use("torch")
+
+
+def test_a_cache_that_cannot_be_read_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closed:
+        parent = "/closed"
+
+        def is_file(self) -> bool:
+            raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(native, "library_path", Closed)
+    assert native.outlook() == Choice("torch", "/closed cannot be read (Permission denied)")
 
 
 def test_without_a_compiler_torch_runs_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

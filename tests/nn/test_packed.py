@@ -53,6 +53,15 @@ def test_other_dtypes_stay_as_they_are(dtype: torch.dtype) -> None:
     assert pack_blocks(model) == 0 and type(model.blocks[0].attention.to_qkv) is Linear
 
 
+def test_where_onednn_multiplies_no_bfloat16_nothing_of_it_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "has_products", lambda dtype: dtype != torch.bfloat16)
+    config = TransformerConfig(depth=1, width=32, head_dim=8, cross_head_dim=8, text_width=12)
+    model = Transformer(config).bfloat16()
+    assert pack_blocks(model) == 0 and type(model.blocks[0].attention.to_qkv) is Linear
+    with native.using("auto"):
+        assert not native.multiplies(randn(2, 3).bfloat16())
+
+
 @needs_library
 def test_a_packed_model_draws_the_same_and_says_what_it_cannot_do(tiny_model: Path, tmp_path: Path) -> None:
     call = {"height": 48, "width": 32, "num_inference_steps": 2, "output_type": "pt"}

@@ -96,8 +96,11 @@ def is_torch_asked_for() -> bool:
 
 def outlook() -> Choice:
     """What `auto` would take, without compiling anything."""
-    if library_path().is_file():
-        return Choice("native", f"compiled for this processor: {library_path()}")
+    try:
+        if library_path().is_file():
+            return Choice("native", f"compiled for this processor: {library_path()}")
+    except OSError as error:
+        return Choice("torch", f"{library_path().parent} cannot be read ({error.strerror})")
     if compiler() is None:
         return Choice("torch", f"there is no C++ compiler ({', '.join(COMPILERS)})")
     return Choice("native", f"{compiler()} compiles them at first use")
@@ -126,8 +129,19 @@ def multiplies(*tensors: Tensor | None) -> bool:
     """Whether oneDNN, where torch has it, may multiply these tensors beside the library."""
     if takes(*tensors) is None or torch.is_autocast_enabled("cpu"):  # None while torch.compile traces
         return False
+    return has_products(next(each.dtype for each in tensors if each is not None))
+
+
+def has_products(dtype: torch.dtype) -> bool:
+    """Whether oneDNN is there, and multiplies this dtype on this processor: bfloat16 asks for AVX-512."""
     has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return has_onednn
+    return has_onednn and (dtype != torch.bfloat16 or _has_bfloat16_products())
+
+
+@cache
+def _has_bfloat16_products() -> bool:
+    found: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return found
 
 
 @cache

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lineardit.kernels import native
 from lineardit.nn.offload import offloaded
 from lineardit.nn.wide import Linear
 
@@ -34,11 +35,10 @@ _DTYPES = torch.bfloat16, torch.float32
 def pack_blocks(transformer: nn.Module) -> int:
     """Replace the layers that all tokens of a picture pass in SANA's blocks, in place; how many there are.
 
-    Those of bfloat16 and float32 on a CPU where torch has oneDNN. The layers around the prompt's attention
-    stay: they may be folded (`kernels.prompt`). Offloaded blocks are packed when they are read to be kept.
+    Those of bfloat16 and float32 on a CPU where oneDNN multiplies them. The layers around the prompt's
+    attention stay: they may be folded (`kernels.prompt`). Offloaded blocks are packed when they are read to
+    be kept.
     """
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return 0
     count = 0
     for block in transformer.get_submodule("blocks").children():
         found, parts = _to_pack(block), offloaded(block)
@@ -67,5 +67,6 @@ def _to_pack(block: nn.Module) -> list[tuple[nn.Module, str, Linear]]:
         for name, layer in parent.named_children()
         if type(layer) is Linear
         and layer.weight.dtype in _DTYPES
+        and native.has_products(layer.weight.dtype)
         and layer.weight.device.type in ("cpu", "meta")
     ]
