@@ -1,6 +1,7 @@
 """The Triton kernels against the float64 definition: in the interpreter, or on a GPU where there is one."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -97,10 +98,29 @@ def test_what_lies_beyond_a_tensor_is_never_used() -> None:
 def test_a_row_without_any_key_is_zero_and_so_are_its_gradients() -> None:
     given = on_device(inputs(5, 7, 8, 8))
     mask = torch.tensor([[True], [False]], device=DEVICE).expand(2, 7)
-    found = linear_attention(*given, mask=mask.contiguous(), kernel="triton")
+    found = linear_attention(*given, mask=mask, kernel="triton")
     gradients = torch.autograd.grad(found.sum(), given)
     assert not found[1].any() and not any(each[1].any() for each in gradients)
     assert found[0].any()
+
+
+@pytest.mark.parametrize("lie", ["expanded", "turned", "every other"])
+def test_masks_of_any_stride_are_read_where_they_lie(lie: str) -> None:
+    given = on_device(inputs(5, 70, 8, 8))
+    mask = randn(2, 70, seed=9).to(DEVICE) > 0
+    if lie == "expanded":
+        mask = mask[:, :1].expand(2, 70)
+    else:
+        mask = mask.t().contiguous().t() if lie == "turned" else mask.repeat_interleave(2, dim=1)[:, ::2]
+    assert not mask.is_contiguous()
+    found = linear_attention(*given, mask=mask, kernel="triton")
+    wanted = linear_attention(*given, mask=mask, kernel="torch")
+    torch.testing.assert_close(found, wanted, **EXACT)
+    direction = torch.cos(wanted.detach())
+    for one, two in zip(
+        *(torch.autograd.grad(each, given, direction) for each in (found, wanted)), strict=True
+    ):
+        torch.testing.assert_close(one, two, **EXACT)
 
 
 def test_states_of_chunks_add_up_and_gradients_flow_through_them() -> None:
@@ -162,6 +182,30 @@ def test_torch_compile_takes_the_operators_whole() -> None:
 def test_kernels_that_agree_with_the_definition_are_not_refused() -> None:
     with torch.inference_mode():  # as whoever draws asks
         assert operators.refusal(DEVICE) is None
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_heads_that_are_too_large_for_a_gpu_are_refused_and_others_are_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert [operators.block_of(head) for head in (1, 16, 17, 32, 72, 128)] == [16, 16, 32, 32, 128, 128]
+
+    class Small:
+        state_backward = staticmethod(triton_attention.state_backward)
+        applied = staticmethod(triton_attention.applied)
+        applied_backward = staticmethod(triton_attention.applied_backward)
+
+        @staticmethod
+        def state(key: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
+            if operators.block_of(key.shape[-1]) > 32:
+                raise RuntimeError("out of resource: shared memory")
+            return triton_attention.state(key, *given)
+
+    monkeypatch.setattr(operators, "_kernels", lambda: Small)
+    assert operators.refusal(DEVICE) is operators.refusal(DEVICE, 16) is None
+    refused = operators.refusal(DEVICE, 64)
+    assert refused is not None and "out of resource: shared memory" in refused
+    assert operators.refusal(DEVICE, 32) is None
 
 
 @pytest.mark.usefixtures("unchecked")

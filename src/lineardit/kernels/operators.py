@@ -7,7 +7,7 @@ or from other machines, and gradients flow through all of them.
 import logging
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,6 +18,8 @@ from lineardit.kernels import native
 from lineardit.kernels.reference import quadratic_linear_attention
 
 HAS_TRITON = find_spec("triton") is not None
+USUAL_BLOCK = 32
+"""Of SANA's heads."""
 LARGEST_HEAD = 128
 """Channels of a head whose (d, e) state a program of the kernels can hold."""
 CHECKED_TO = 1e-3
@@ -73,13 +75,22 @@ def runs_triton(query: Tensor, value_size: int) -> bool:
         return False
     if torch.compiler.is_compiling():
         return not REFUSALS
-    return refusal(query.device) is None
+    return refusal(query.device, block_of(max(query.shape[-1], value_size))) is None
+
+
+def block_of(head: int) -> int:
+    """Channels that the kernels read for a head of `head`: the next power of two, 16 at least."""
+    return max(16, 1 << (head - 1).bit_length())
 
 
 @cache
-def refusal(device: torch.device) -> str | None:
-    """Why the kernels must not be used on `device`, or None: they agree with the definition, checked once."""
-    return refused(disagreement, device, "linear attention runs on torch instead")
+def refusal(device: torch.device, block: int = USUAL_BLOCK) -> str | None:
+    """Why the kernels must not be used on `device`, or None: they agree with the definition, checked once.
+
+    For heads that are read in `block` channels: large ones may be too much for the memory of a small GPU.
+    """
+    instead = f"linear attention of heads of up to {block} channels runs on torch instead"
+    return refused(partial(disagreement, block=block), device, instead)
 
 
 def refused(check: Callable[[torch.device], float], device: torch.device, instead: str) -> str | None:
@@ -110,10 +121,14 @@ def refused(check: Callable[[torch.device], float], device: torch.device, instea
     return reason
 
 
-def disagreement(device: torch.device) -> float:
-    """The largest error of the kernels' output and gradients, each over the definition's largest number."""
+def disagreement(device: torch.device, block: int = USUAL_BLOCK) -> float:
+    """The largest error of the kernels' output and gradients, each over the definition's largest number.
+
+    Heads are somewhat smaller than `block` channels.
+    """
     generator = torch.Generator().manual_seed(0)
-    shapes = ((2, 3, 70, 20), (2, 3, 150, 20), (2, 3, 150, 24))
+    size_d, size_e = block - 12 if block > 16 else 12, block - 8 if block > 16 else 9
+    shapes = ((2, 3, 70, size_d), (2, 3, 150, size_d), (2, 3, 150, size_e))
     inputs = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
     mask = torch.rand((2, 150), generator=generator) > 0.3
     exact = [each.clone().requires_grad_() for each in inputs]

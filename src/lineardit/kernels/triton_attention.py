@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lineardit.kernels.operators import block_of
 from lineardit.kernels.reference import EPS
 
 BLOCK = 64
@@ -179,6 +180,7 @@ def state(key: Tensor, value: Tensor, mask: Tensor | None, feature_map: str) -> 
     splits, share = split(b * heads, count, BLOCK, key.device)
     memory = key.new_empty((b, heads, splits, size_d, size_e), dtype=torch.float32)
     mass = key.new_empty((b, heads, splits, size_d), dtype=torch.float32)
+    mask = None if mask is None else mask.contiguous()
     _state_kernel[(b * heads, splits)](
         key, value, key if mask is None else mask, memory, mass,
         *key.stride(), *value.stride(), 0 if mask is None else mask.stride(0),
@@ -197,6 +199,7 @@ def state_backward(
     splits, share = split(b * heads, count, BLOCK, key.device)
     by_key = torch.empty_like(key, memory_format=torch.contiguous_format)
     by_value = torch.empty_like(value, memory_format=torch.contiguous_format)
+    mask = None if mask is None else mask.contiguous()
     _state_backward_kernel[(b * heads, splits)](
         key, value, key if mask is None else mask, memory.contiguous(), mass.contiguous(), by_key, by_value,
         *key.stride(), *value.stride(), 0 if mask is None else mask.stride(0),
@@ -256,6 +259,6 @@ def _options(first: Tensor, second: Tensor, size_d: int, size_e: int, feature_ma
     return {
         "ELU": feature_map == "elu1",
         "PRECISION": "ieee" if wide else "tf32",
-        "BLOCK_D": max(16, triton.next_power_of_2(size_d)),
-        "BLOCK_E": max(16, triton.next_power_of_2(size_e)),
+        "BLOCK_D": block_of(size_d),
+        "BLOCK_E": block_of(size_e),
     }
