@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -254,6 +255,13 @@ def test_a_model_that_says_nonsense_of_its_sampling_is_damaged(damaged: Path, sa
 @pytest.mark.parametrize("changes", [{"guidance_interval": (0.0, 1.0)}, {"step_cache": 0.0}])
 def test_a_trade_that_is_off_changes_no_bit(pipe: Pipeline, changes: dict[str, Any]) -> None:
     assert torch.equal(latents(pipe, CAT, **changes), latents(pipe, CAT))
+
+
+def test_a_side_that_is_no_whole_number_is_refused(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    for side in (24.0, True, "24"):
+        with pytest.raises(InputError, match="height=.* is no whole number. Use 24."):
+            pipe.plan(CAT, height=side)  # type: ignore[arg-type]
 
 
 def test_outside_of_its_interval_guidance_is_off(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Drawing classes: names and numbers, the null class, and the same pictures as DDIM written out."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -81,6 +82,21 @@ def test_what_is_no_class_is_refused_with_those_there_are(pipe: Pipeline) -> Non
         pipe("cat", step_cache=0.1)
     with pytest.raises(InputError, match="unknown sampler 'euler'. Use one of ddim, ddpm, dpm"):
         pipe("cat", sampler="euler")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"negative_prompt": "owl"}, "'owl' is none of the 3 classes"),
+        ({"num_inference_steps": 1001}, "steps=1001 exceed the 1000 times of the path"),
+        ({"step_cache": 0.1}, "class-conditional model runs every block"),
+    ],
+)
+def test_a_plan_says_what_drawing_would_refuse(pipe: Pipeline, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        pipe.plan("cat", **options)
+    pipe.plan("cat", negative_prompt=" dog ", num_inference_steps=1000)
+    assert torch.equal(pipe("cat", "  ", output_type="pt").images, pipe("cat", output_type="pt").images)
 
 
 def test_a_saved_class_model_draws_the_same(pipe: Pipeline, tmp_path: Path) -> None:

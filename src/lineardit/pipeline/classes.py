@@ -38,7 +38,7 @@ class ClassConditioning:
         """A number for each job; an empty negative prompt is the null class."""
         wanted = [self._number(job.prompt) for job in jobs]
         without = [
-            self._number(job.negative_prompt) if job.negative_prompt else len(self._classes)
+            self._number(job.negative_prompt) if job.negative_prompt.strip() else len(self._classes)
             for job in jobs
             if negative
         ]
@@ -84,19 +84,19 @@ class DiTNetwork:
         """Where a scale is not 1."""
         return any(job.guidance_scale != 1 for job in jobs)
 
+    def check(self, step_cache: float) -> None:
+        """Raises `InputError` where blocks are to be skipped."""
+        if step_cache:
+            raise InputError(
+                f"step_cache={step_cache}: a class-conditional model runs every block in every step. "
+                "Use step_cache=0."
+            )
+
     def branches(
         self, jobs: Sequence[Settings], conditions: Int[Tensor, "rows"], control: Tensor | None
     ) -> Branches:
-        """The classes alone, and with what they are led away from before them.
-
-        Raises:
-            InputError: blocks are to be skipped, which this network has no way for.
-        """
-        if jobs[0].step_cache:
-            raise InputError(
-                f"step_cache={jobs[0].step_cache}: a class-conditional model runs every block in every step. "
-                "Use step_cache=0."
-            )
+        """The classes alone, and with what they are led away from before them. Raises as `check` does."""
+        self.check(jobs[0].step_cache)
         wanted = conditions[-len(jobs) :]
         return Branches(self._noise(wanted), self._noise(conditions) if self.is_guided(jobs) else None)
 

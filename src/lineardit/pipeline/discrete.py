@@ -42,9 +42,9 @@ class DiscreteTrajectory:
         """DDIM, DDPM's ancestral sampling, and DPM-Solver++(2M)."""
         return tuple(DISCRETE_SAMPLERS)
 
-    def check(self, sampler: str) -> None:
-        """Raises `InputError` for another name."""
-        discrete_sampler_named(sampler)
+    def check(self, sampler: str, steps: int) -> None:
+        """Raises `InputError` for another name, or more steps than the sampler has times."""
+        discrete_sampler_named(sampler).times(steps, self.path)
 
     def seen(self, times: Times) -> Times:
         """Shares of the path as its whole times."""

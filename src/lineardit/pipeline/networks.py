@@ -41,6 +41,10 @@ class Network(Protocol[Conditions]):
         """Whether guidance needs the network a second time, without the prompt."""
         ...
 
+    def check(self, step_cache: float) -> None:
+        """Raises `InputError` for a threshold that this network has no way for."""
+        ...
+
     def branches(self, jobs: Sequence[Settings], conditions: Conditions, control: Tensor | None) -> Branches:
         """What runs in each step; the conditions are those of the jobs, `control` a ControlNet's picture."""
         ...
@@ -60,6 +64,10 @@ class PromptedNetwork(ABC):
     def is_guided(self, jobs: Sequence[Settings]) -> bool:
         """Where a scale is not 1."""
         return any(job.guidance_scale != 1 for job in jobs)
+
+    def check(self, step_cache: float) -> None:
+        """Raises `InputError` for a threshold that no step cache has."""
+        StepCache(step_cache)
 
     def branches(
         self, jobs: Sequence[Settings], conditions: TextEmbedding, control: Tensor | None

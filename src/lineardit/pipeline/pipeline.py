@@ -44,7 +44,6 @@ from lineardit.transformer.article import ArticleSana
 from lineardit.transformer.controlnet import ControlNet
 from lineardit.transformer.denoiser import Denoiser
 from lineardit.transformer.dit import DiT
-from lineardit.transformer.generation import StepCache
 
 
 class Pipeline(Model):
@@ -404,15 +403,17 @@ class Pipeline(Model):
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         self._conditioning.check(prompts)
         negatives = negatives_for(prompts, negative_prompt)
+        if said := [each for each in negatives if each.strip()]:
+            self._conditioning.check(said)
         if num_images_per_prompt < 1:
             raise InputError(
                 f"num_images_per_prompt={num_images_per_prompt} is not a positive number. Use 1 or more."
             )
         count = len(prompts) * num_images_per_prompt
         sampler = self.sampling.sampler if sampler is None else sampler
-        self._trajectory.check(sampler)
         scale = self.sampling.guidance_scale if guidance_scale is None else guidance_scale
         steps = self.sampling.num_inference_steps if num_inference_steps is None else num_inference_steps
+        self._trajectory.check(sampler, checked_steps(steps))
         sides = [self._side(name, side) for name, side in (("height", height), ("width", width))]
         followed = self._followed(controlnet_conditioning_scale)
         self.check_memory(
@@ -422,15 +423,15 @@ class Pipeline(Model):
             follows_picture=controlnet_conditioning_scale is not None,
             step_cache=step_cache,
         )
-        Interval(*guidance_interval)  # say now what is wrong with them
-        StepCache(step_cache)
+        Interval(*guidance_interval)  # say now what is wrong with it
+        self._network.check(step_cache)
         return [
             Settings(
                 prompt=prompts[index // num_images_per_prompt],
                 negative_prompt=negatives[index // num_images_per_prompt],
                 height=sides[0],
                 width=sides[1],
-                num_inference_steps=checked_steps(steps),
+                num_inference_steps=steps,
                 guidance_scale=checked_scale(scale),
                 sampler=sampler,
                 seed=each,
@@ -459,6 +460,8 @@ class Pipeline(Model):
         if side is None:
             return self.sampling.size
         unit = self.autoencoder.config.stride * self.transformer.config.patch_size
+        if isinstance(side, bool) or not isinstance(side, int):
+            raise InputError(f"{name}={side!r} is no whole number. Use {self.sampling.size}.")
         check_multiple(name, side, unit, f"{unit}, the pixels per token")
         return side
 

@@ -25,8 +25,8 @@ class Trajectory(Protocol):
         """Those that the model is offered with, by the names that users type."""
         ...
 
-    def check(self, sampler: str) -> None:
-        """Raises `InputError`, with the names there are, for a sampler that does not follow this path."""
+    def check(self, sampler: str, steps: int) -> None:
+        """Raises `InputError` for a sampler that does not follow this path, or more steps than it has."""
         ...
 
     def seen(self, times: Times) -> Times:
@@ -51,8 +51,8 @@ class FlowTrajectory:
         """A model of few steps knows no other sampler than its own."""
         return (CONSISTENCY,) if self.sampling.sampler == CONSISTENCY else tuple(SAMPLERS)
 
-    def check(self, sampler: str) -> None:
-        """Raises `InputError` for an unknown name."""
+    def check(self, sampler: str, steps: int) -> None:
+        """Raises `InputError`, with the names there are, for an unknown one."""
         if sampler != CONSISTENCY:
             sampler_named(sampler)
 
