@@ -14,6 +14,7 @@ from lineardit.cli.app import main
 from lineardit.config.models import AutoencoderConfig, StageConfig
 from lineardit.config.scenes import SceneConfig
 from lineardit.data.emoji_scenes import EmojiScenes
+from lineardit.evaluation import scenes
 from lineardit.evaluation.detector import SceneDetector
 from lineardit.evaluation.scenes import drawn_truth, questions
 from lineardit.interop.native import save_autoencoder
@@ -134,6 +135,24 @@ def test_latents_are_measured_and_an_autoencoder_scaled_by_them_is_written(
     assert f"{before['deviation'][1]:.3f}" in capsys.readouterr().out
 
 
+def test_only_pictures_that_are_shown_stay_in_memory(
+    font: None, bundled: SceneDetector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[tuple[int, ...]] = []
+    compare = scenes.compare
+
+    def seen(drawn: EmojiScenes, asked: Any, answered: Any, detector: SceneDetector) -> Any:
+        kept.extend(answer.image.untyped_storage().nbytes() for answer in answered)
+        return compare(drawn, asked, answered, detector)
+
+    monkeypatch.setattr(scenes, "compare", seen)
+    monkeypatch.setattr(command, "SHOWN", 2)
+    monkeypatch.setattr(command, "_pipeline", lambda place: Truthful(7, 4))
+    assert main(["evaluate", "scenes", "--count", "4", "--seed", "7", "--batch-size", "4"]) == 0
+    whole = 4 * 3 * 128 * 128
+    assert kept == [whole, whole, 0, 0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
@@ -149,6 +168,13 @@ def test_latents_are_measured_and_an_autoencoder_scaled_by_them_is_written(
         (["reconstruction", "--inception", "/nowhere.pth"], "/nowhere.pth"),
         (["reconstruction", "--lpips", "/nowhere.safetensors"], "/nowhere.safetensors"),
         (["scenes", "--save", "there"], "--save goes with latents, not with scenes."),
+        (["scenes", "--lpips", "there"], "--lpips goes with reconstruction, not with scenes."),
+        (["latents", "--inception", "there"], "--inception goes with reconstruction, not with latents."),
+        (["latents", "--guidance-scale", "3"], "--guidance-scale goes with scenes, not with latents."),
+        (["latents", "--num-inference-steps", "5"], "--num-inference-steps goes with scenes, not with"),
+        (["reconstruction", "--sampler", "euler"], "--sampler goes with scenes, not with reconstruction."),
+        (["reconstruction", "--detector", "there"], "--detector goes with scenes, not with reconstruction."),
+        (["reconstruction", "--lora", "there"], "--lora goes with scenes, not with reconstruction."),
         (["latents", "--step-cache", "0.1"], "--step-cache goes with scenes, not with latents"),
         (["latents", "--quantize", "int8"], "--quantize goes with scenes, not with latents"),
         (["scenes", "--quantize", "int4"], "'int4' is not"),

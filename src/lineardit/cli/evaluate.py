@@ -1,14 +1,14 @@
 """`lineardit evaluate`: measure what a model draws, and what its autoencoder keeps."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
-from lineardit.cli.options import GuidanceInterval, Quantize, StepCache, interval
+from lineardit.cli.options import GuidanceInterval, KeepFreed, Kernels, Quantize, StepCache, interval
 from lineardit.errors import InputError, OutputError
 
 if TYPE_CHECKING:
@@ -113,6 +113,8 @@ def evaluate(
     ] = None,
     dtype: Annotated[str, typer.Option(help="fp32, bf16, fp16 or auto.")] = "fp32",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 ...")] = "auto",
+    kernels: Kernels = "auto",
+    keep_freed: KeepFreed = True,
     seed: Annotated[int, typer.Option(help="Scenes are those of this seed; picture i is seed + i.")] = 1000,
     batch_size: Annotated[int, typer.Option(help="Pictures generated at once.")] = 16,
     detector: Annotated[
@@ -151,21 +153,32 @@ def evaluate(
         raise InputError(f"batch_size={batch_size}: generate at least one picture at once.")
     if save is not None and what != "latents":
         raise InputError(f"--save goes with latents, not with {what}. Use -o for the numbers.")
-    if what == "scenes" and (pictures or lpips or inception):
-        given = "--pictures" if pictures else "--lpips" if lpips else "--inception"
-        raise InputError(f"{given} goes with reconstruction, not with scenes.")
-    if lora and what != "scenes":
-        raise InputError(f"--lora goes with scenes, not with {what}: it adds to the transformer.")
     guided_times = interval(guidance_interval)
-    if what != "scenes" and (step_cache or quantize or guided_times != (0.0, 1.0)):
-        given = "--step-cache" if step_cache else "--quantize" if quantize else "--guidance-interval"
-        raise InputError(f"{given} goes with scenes, not with {what}: it changes how pictures are drawn.")
+    _check_goes_with(what, "reconstruction", {"lpips": lpips, "inception": inception})
+    if what == "scenes":
+        _check_goes_with(what, "reconstruction", {"pictures": pictures})
+    drawing = {
+        "lora": lora,
+        "detector": detector,
+        "quantize": quantize,
+        "sampler": sampler,
+        "num_inference_steps": num_inference_steps,
+        "guidance_scale": guidance_scale,
+        "step_cache": step_cache or None,
+        "guidance_interval": None if guided_times == (0.0, 1.0) else guided_times,
+    }
+    _check_goes_with(what, "scenes", drawing)
     if output is not None:
         _check_writable(output)
     from lineardit.cli.generate import weighted_lora
     from lineardit.config.scenes import SceneConfig
     from lineardit.data.emoji_scenes import EmojiScenes
+    from lineardit.kernels import native
+    from lineardit.kernels.allocator import keep_freed_memory
 
+    if keep_freed:
+        keep_freed_memory()
+    native.use(kernels)
     config = SceneConfig() if objects is None else SceneConfig(objects=objects)
     scenes = EmojiScenes(config, seed, split, phrasing=phrasing)
     place = Place(model, device, dtype, tuple(weighted_lora(each) for each in lora or ()), quantize)
@@ -194,6 +207,13 @@ def evaluate(
         typer.echo(f"{output / what}.json" + (f", {output / what}.png" if measured.sheet else ""))
 
 
+def _check_goes_with(what: str, wanted: str, given: Mapping[str, object]) -> None:
+    """Refuse options that would change nothing of what is measured."""
+    for name, value in given.items():
+        if what != wanted and value:
+            raise InputError(f"--{name.replace('_', '-')} goes with {wanted}, not with {what}. Leave it out.")
+
+
 def _scenes(
     place: Place,
     detector_folder: Path | None,
@@ -218,7 +238,9 @@ def _scenes(
     answered: list[Answer] = []
     with _progress(count) as advance:
         for answer in answers(asked, generate, detector, batch_size=batch_size):
-            answered.append(answer)
+            # Its batch of pictures should not outlive it, nor those that are not shown.
+            shown = answer.image if len(answered) < SHOWN else answer.image[:, :0]
+            answered.append(answer._replace(image=shown.clone()))
             advance()
     score = compare(scenes, asked, answered, detector)
     settings = {name: getattr(planned, name) for name in (*Sampling._fields, "height", "width")}
@@ -318,6 +340,7 @@ def _pipeline(place: Place) -> "Pipeline":
         pipe.load_lora(source, weight)
     if place.quantize is not None:
         pipe.quantize()
+    pipe.pack()
     return pipe
 
 
