@@ -52,6 +52,14 @@ def test_the_articles_einsums_are_linear_attention() -> None:
     torch.testing.assert_close(linear_by_einsum(query, key, value), right, rtol=0.0, atol=1e-12)
 
 
+def test_the_articles_einsums_hold_many_tokens_in_float16() -> None:
+    given = [normal(1, 1, 9000, 64) for _ in range(3)]
+    wanted = linear_by_einsum(*given)
+    found = linear_by_einsum(*(each.half() for each in given))
+    assert found.dtype == torch.float16
+    torch.testing.assert_close(found.to(wanted), wanted, rtol=0.0, atol=2e-2 * float(wanted.abs().max()))
+
+
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 @pytest.mark.parametrize("dtype", attention.TOLERANCES)
 def test_what_is_timed_is_right(method: Method, dtype: torch.dtype) -> None:

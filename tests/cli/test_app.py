@@ -6,6 +6,7 @@ import sys
 import types
 
 import pytest
+import torch
 
 from lineardit.cli.app import VERBS, existing_verbs, main
 from lineardit.errors import CheckpointError, LineardiTError, NotFiniteError
@@ -73,6 +74,28 @@ def test_an_error_becomes_one_line_and_its_exit_code(
     assert capsys.readouterr() == ("", "error: the cat is missing\n")
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+    ],
+)
+def test_a_memory_that_is_full_is_one_line(
+    verb: types.ModuleType, error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def info() -> None:
+        raise error
+
+    verb.info = info  # type: ignore[attr-defined]
+    assert main(["info"]) == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith("error: the memory is full.") and printed.err.count("\n") == 1
+    with pytest.raises(type(error)):
+        main(["info", "--debug"])
+
+
 @pytest.mark.parametrize("arguments", [["--debug", "info"], ["info", "--debug"]])
 def test_debug_shows_where_an_error_comes_from(verb: types.ModuleType, arguments: list[str]) -> None:
     def info() -> None:
@@ -103,12 +126,15 @@ def test_ctrl_c_ends_with_130(verb: types.ModuleType, capsys: pytest.CaptureFixt
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_a_bug_is_not_disguised_as_a_mistake_of_the_user(verb: types.ModuleType) -> None:
+@pytest.mark.parametrize("error", [ZeroDivisionError, RuntimeError])
+def test_a_bug_is_not_disguised_as_a_mistake_of_the_user(
+    verb: types.ModuleType, error: type[Exception]
+) -> None:
     def info() -> None:
-        raise ZeroDivisionError
+        raise error
 
     verb.info = info  # type: ignore[attr-defined]
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(error):
         main(["info"])
 
 

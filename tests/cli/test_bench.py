@@ -33,8 +33,10 @@ def test_the_parts_are_less_than_the_whole(
     ("arguments", "message"),
     [
         (["speed"], "unknown measurement 'speed'. Use one of image, attention, models, step, decode, peers."),
-        (["image", "--runs", "0"], "runs=0 is less than 1. Use 5."),
-        (["attention", "--budget", "-1"], "budget=-1.0 is less than 0. Use 10."),
+        (["image", "--runs", "0"], "runs=0 is not a number of 1 or more. Use 5."),
+        (["attention", "--budget", "-1"], "budget=-1.0 is not a number of 0 or more. Use 10."),
+        (["attention", "--budget", "inf"], "budget=inf is not a number of 0 or more. Use 10."),
+        (["image", "--threads", "-1"], "threads=-1 is not a number of 0 or more. Use 0."),
         (
             ["attention", "--runs", "3"],
             "--runs belongs to bench image, not to bench attention. Leave it out.",
@@ -82,6 +84,18 @@ def test_attention_is_measured_into_a_table_and_a_plot(
     assert rows == [(tokens, name) for tokens in ("16", "24") for name in names]
     assert plot.read_text("utf-8").count("<polyline") == 4
     assert "on cpu, fp32, at most 5 s a measurement" in out and "The article's shape" not in out
+
+
+def test_a_page_is_printed_before_a_plot_that_has_nothing_to_show(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lineardit.bench.attention.available_memory", lambda device: 1)
+    arguments = ["--tokens", "16", "--device", "cpu"]
+    assert main(["bench", "attention", *arguments]) == 0
+    assert capsys.readouterr().out.startswith("# Attention, softmax and linear")
+    assert main(["bench", "attention", *arguments, "--plot", str(tmp_path / "plot.svg")]) == 2
+    printed = capsys.readouterr()
+    assert printed.out.startswith("# Attention, softmax and linear") and "no points" in printed.err
 
 
 def test_networks_can_be_counted_without_being_run(capsys: pytest.CaptureFixture[str]) -> None:

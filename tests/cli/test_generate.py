@@ -144,6 +144,7 @@ def test_a_picture_that_is_there_is_replaced_by_force_alone(
         ([CAT, "--dtype", "int4"], "dtype=int4 is unknown. Use auto or one of fp32"),
         ([CAT, "--device", "tpu"], "device=tpu is not there"),
         ([CAT, "--colour", "red"], "No such option: --colour"),
+        ([CAT, "--control-scale", "0.5"], "--control-scale is given without a picture to follow."),
     ],
 )
 def test_bad_input_gets_one_line_and_writes_nothing(

@@ -95,6 +95,38 @@ def test_what_cannot_be_described_gets_one_line(
     assert not out and error.startswith("error: ") and error.count("\n") == 1
 
 
+def test_what_training_takes_is_told_to_programs_too(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["info", "article-sana", "--train", "--batch", "2", "--height", "256", "--width", "256"]
+    assert main([*arguments, "--json"]) == 0
+    facts = read_json(capsys)
+    assert (facts["target"], facts["height"], facts["dtype"]) == ("article-sana", 256, "bf16")
+    ways = facts["batches"]
+    assert isinstance(ways, list) and [way["optimizer"] for way in ways] == ["adamw", "adamw", "came"]
+    first = ways[0]
+    parts = ("weights", "gradients", "moments", "average", "working", "gathered", "beside")
+    assert first["batch"] == 2 and first["total"] == sum(first[part] for part in parts)
+    assert first["weights"] == 4 * 708_326_688
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--train", "--dtype", "float32"], "dtype='float32' is unknown. Use auto, fp32, bf16, fp16."),
+        (["--train", "--verify"], "--verify says nothing of training"),
+        (["--train", "--device", "cpu"], "--device says nothing of training"),
+        (["--batch", "3"], "--batch goes with --train"),
+        (["sana-0.6b", "--verify"], "--verify reads the weights of a model"),
+        (["--verify"], "--verify reads the weights of a model"),
+    ],
+)
+def test_options_that_would_change_nothing_are_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["info", *arguments]) == 2
+    out, error = capsys.readouterr()
+    assert not out and error.startswith("error: ") and error.count("\n") == 1 and message in error
+
+
 @pytest.mark.parametrize(
     ("name", "class_name", "parameters"),
     [("article-sana", "ArticleSana", 708_326_688), ("article-dc-ae", "ArticleAutoencoder", 63_144_995)],

@@ -71,8 +71,11 @@ def linear_by_einsum(
     """phi(q) (phi(k)^T v) / (phi(q) . sum phi(k) + 1e-6) with phi = ReLU, in einsums, as in the article."""
     queries, keys = functional.relu(query), functional.relu(key)
     memory = torch.einsum("bhmd,bhme->bhde", keys, value)
-    mass = torch.einsum("bhnd,bhd->bhn", queries, keys.sum(2))
-    return torch.einsum("bhnd,bhde->bhne", queries, memory) / (mass.unsqueeze(-1) + 1e-6)
+    # Of some thousand tokens the mass is beyond float16.
+    wide = torch.float32 if query.dtype == torch.float16 else query.dtype
+    mass = torch.einsum("bhnd,bhd->bhn", queries.to(wide), keys.sum(2, dtype=wide))
+    mixed = torch.einsum("bhnd,bhde->bhne", queries, memory) / (mass.unsqueeze(-1) + 1e-6)
+    return mixed.to(query.dtype)
 
 
 def _with_weights(copies: int, trained_copies: int) -> Callable[[Shape, bool], int]:

@@ -40,11 +40,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
+    except (MemoryError, RuntimeError) as error:
+        if debug or not _is_full_memory(error):
+            raise
+        sys.stderr.write(
+            "error: the memory is full. Use smaller pictures, fewer at once, or --memory where it is taken.\n"
+        )
+        return LineardiTError.exit_code
     except KeyboardInterrupt:
         if debug:
             raise
         sys.stderr.write("stopped\n")
         return INTERRUPTED
+
+
+def _is_full_memory(error: Exception) -> bool:
+    """Of a GPU, or of the machine, as torch and Python say it."""
+    kinds = {kind.__name__ for kind in type(error).mro()}
+    return bool(kinds & {"MemoryError", "OutOfMemoryError"}) or "can't allocate memory" in str(error)
 
 
 def existing_verbs() -> dict[str, str]:

@@ -1,11 +1,15 @@
 """`lineardit bench`: measurements that anyone can repeat, each under the machine's stamp."""
 
+import math
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from lineardit.errors import InputError, OutputError
+
+if TYPE_CHECKING:
+    from lineardit.bench.attention import Measurement
 
 PROMPT = "a red apple left of a cat on a sky blue background"
 STEPS, RUNS, BUDGET = 20, 5, 10.0
@@ -74,6 +78,7 @@ def bench(
     if threads:
         torch.set_num_threads(threads)
     seconds = BUDGET if budget is None else budget
+    sweep: list[Measurement] = []
     if what == "image":
         page = _image(model, num_inference_steps or STEPS, runs or RUNS, threads, dtype)
     elif what in ("step", "decode", "peers"):
@@ -81,12 +86,14 @@ def bench(
     elif what == "models":
         page = _models(only, _sizes("pixels", pixels), seconds, device or "auto", dtype)
     else:
-        page, picture = _attention(_sizes("tokens", tokens), seconds, device or "auto", dtype)
-        if plot is not None:
-            _write(plot, picture)
+        page, sweep = _attention(_sizes("tokens", tokens), seconds, device or "auto", dtype)
     typer.echo(page)
     if output is not None:
         _write(output, page)
+    if plot is not None:
+        from lineardit.bench.attention_report import attention_plot
+
+        _write(plot, attention_plot(sweep))
 
 
 def _check(what: str, given: dict[str, object]) -> None:
@@ -96,10 +103,15 @@ def _check(what: str, given: dict[str, object]) -> None:
         owners = "bench " + ", ".join(owner for owner, names in TAKEN.items() if name in names)
         option = f"--{name.replace('_', '-')}"
         raise InputError(f"{option} belongs to {owners}, not to bench {what}. Leave it out.")
-    for name, usual, least in (("num_inference_steps", STEPS, 1), ("runs", RUNS, 1), ("budget", BUDGET, 0)):
+    for name, usual, least in (
+        ("num_inference_steps", STEPS, 1),
+        ("runs", RUNS, 1),
+        ("budget", BUDGET, 0),
+        ("threads", 0, 0),
+    ):
         value = given.get(name, usual)
-        if isinstance(value, int | float) and not value >= least:
-            raise InputError(f"{name}={value} is less than {least}. Use {usual:g}.")
+        if isinstance(value, int | float) and not least <= value < math.inf:
+            raise InputError(f"{name}={value} is not a number of {least} or more. Use {usual:g}.")
 
 
 def _sizes(name: str, text: str | None) -> list[int] | None:
@@ -125,9 +137,12 @@ def _image(model: str | None, steps: int, runs: int, threads: int, dtype: str) -
     )
 
 
-def _attention(sizes: list[int] | None, budget: float, device: str, dtype: str) -> tuple[str, str]:
+def _attention(
+    sizes: list[int] | None, budget: float, device: str, dtype: str
+) -> "tuple[str, list[Measurement]]":
+    """The page, and what of it is drawn."""
     from lineardit.bench.attention import ARTICLE, TOKENS, measure_attention
-    from lineardit.bench.attention_report import attention_page, attention_plot
+    from lineardit.bench.attention_report import attention_page
     from lineardit.bench.stamp import hardware_stamp, stamp_line
     from lineardit.kernels import native
     from lineardit.kernels.select import inspect_machine, select
@@ -144,7 +159,7 @@ def _attention(sizes: list[int] | None, budget: float, device: str, dtype: str) 
         list(measure_attention([ARTICLE], place, precision, budget)) if ARTICLE.tokens in several else []
     )
     stamp = f"{stamp_line(hardware_stamp())}; on {place}, {dtype}, at most {budget:g} s a measurement."
-    return attention_page(stamp, article, sweep), attention_plot(sweep)
+    return attention_page(stamp, article, sweep), sweep
 
 
 def _models(only: str | None, pixels: list[int] | None, budget: float, device: str, dtype: str) -> str:

@@ -84,7 +84,9 @@ def generate(
     control_image: Annotated[
         Path | None, typer.Option(help="What the ControlNet follows: a picture of edges, depth or poses.")
     ] = None,
-    control_scale: Annotated[float, typer.Option(help="How much it counts; 0 is off.")] = 1.0,
+    control_scale: Annotated[
+        float | None, typer.Option(help="How much it counts, 1 unless given; 0 is off.", show_default=False)
+    ] = None,
     guidance_interval: GuidanceInterval = "0,1",
     step_cache: StepCache = 0.0,
     quantize: Quantize = None,
@@ -112,6 +114,8 @@ def generate(
     guided_times, bound = interval(guidance_interval), None if memory is None else bytes_of(memory)
     if controlnet is not None and control_image is None:
         raise InputError("--controlnet is given without a picture to follow. Add --control-image FILE.")
+    if control_scale is not None and control_image is None:
+        raise InputError("--control-scale is given without a picture to follow. Add --control-image FILE.")
     places = _places(output, prompts, seed, num_images)
     _check_writable(places, force)
 
@@ -132,6 +136,7 @@ def generate(
     for source, _ in weighted:
         read_lora(source)  # before the model, which may take minutes to load
     control = None if control_image is None else [read_picture(control_image)]
+    followed = None if control is None else 1.0 if control_scale is None else control_scale
     pipe = Pipeline.from_pretrained(
         model,
         autoencoder=autoencoder,
@@ -163,7 +168,7 @@ def generate(
         num_images_per_prompt=num_images,
         seed=seed,
         sampler=sampler,
-        controlnet_conditioning_scale=None if control is None else control_scale,
+        controlnet_conditioning_scale=followed,
         guidance_interval=guided_times,
         step_cache=step_cache,
     )

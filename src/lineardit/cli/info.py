@@ -58,8 +58,15 @@ def info(
     if train:
         from lineardit.cli.training_memory import print_training_memory
 
-        print_training_memory(target or "sana-0.6b", batch, height, width, dtype)
+        if verify or device != "auto":
+            given = "--verify" if verify else "--device"
+            raise InputError(f"{given} says nothing of training. Leave it out with --train.")
+        print_training_memory(target or "sana-0.6b", batch, height, width, dtype, as_json=as_json)
         return
+    if batch is not None:
+        raise InputError("--batch goes with --train. Add it, or leave --batch out.")
+    if verify and (target is None or _is_picture(Path(target)) or _is_preset(target)):
+        raise InputError("--verify reads the weights of a model. Name its folder or file.")
     if target is None:
         facts = machine_facts(device, dtype)
     elif _is_picture(Path(target)):

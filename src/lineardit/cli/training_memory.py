@@ -1,5 +1,8 @@
 """Tables of what training needs: `lineardit train --plan` and `lineardit info TARGET --train`."""
 
+import json
+import sys
+from dataclasses import asdict
 from typing import Any
 
 from lineardit.config.article import ArticleAutoencoderConfig, ArticleConfig
@@ -52,12 +55,16 @@ def print_plan(run: Recipe, nodes: int, gpus: int) -> None:
 
 
 def print_training_memory(
-    target: str, batch: int | None, height: int | None, width: int | None, dtype: str
+    target: str, batch: int | None, height: int | None, width: int | None, dtype: str, *, as_json: bool
 ) -> None:
     """What a training step of a preset, or of the network in a place, takes on one GPU."""
     from rich.console import Console
 
     from lineardit.errors import check_multiple
+    from lineardit.kernels.select import DTYPES
+
+    if dtype not in ("auto", *DTYPES):
+        raise InputError(f"dtype={dtype!r} is unknown. Use auto, {', '.join(DTYPES)}.")
 
     config, stride, size = _trained(target)
     unit = stride * int(getattr(config, "patch_size", 1))
@@ -67,12 +74,18 @@ def print_training_memory(
     if batch is not None and batch < 1:
         raise InputError(f"batch={batch} is not a positive whole number. Use 1 or more.")
     floats = "bf16" if dtype == "auto" else dtype
-    rows = []
+    rows, counted = [], []
     for count in (batch,) if batch else BATCHES:
         for optimizer, again in (("adamw", False), ("adamw", True), ("came", True)):
             settings = OptimizerConfig.model_validate({"optimizer": optimizer})
             memory = _memory(config, settings, count, height, width, stride, floats, again)
             rows.append((f"{count}, {optimizer}{', again' if again else ''}", memory))
+            way = {"batch": count, "optimizer": optimizer, "checkpoint_activations": again}
+            counted.append({**way, **asdict(memory), "total": memory.total})
+    if as_json:
+        facts = {"target": target, "height": height, "width": width, "dtype": floats, "batches": counted}
+        sys.stdout.write(json.dumps(facts, indent=1) + "\n")
+        return
     encodes = isinstance(config, LatentsConfig)
     beside = "" if encodes else "the text encoder, the autoencoder and "
     console = Console()
