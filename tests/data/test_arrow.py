@@ -13,11 +13,14 @@ from lineardit.data.arrow import ArrowRows
 from lineardit.data.dataset import DatasetSource
 from lineardit.data.labels import ClassRule
 from lineardit.data.sources import open_source
+from lineardit.data.tables import declared_features
 from lineardit.errors import InputError, MissingExtraError
 
 pyarrow = pytest.importorskip("pyarrow")
 
 COLORS = ["red", "blue", "green", "white", "black"]
+DEEP = "[" * 100_000
+"""No JSON, and deeper than its reader goes."""
 FEATURES = {
     "image": {"_type": "Image"},
     "text": {"dtype": "string", "_type": "Value"},
@@ -92,10 +95,18 @@ def test_what_is_damaged_is_named(saved: Path) -> None:
     (saved / "data-00001-of-00002.arrow").unlink()
     with pytest.raises(InputError, match="No such file"):
         open_source([str(saved)])
-    for content in ("{}", "nothing", '{"_data_files": [{"name": 1}]}'):
+    for content in ("{}", "nothing", '{"_data_files": [{"name": 1}]}', DEEP):
         (saved / "state.json").write_text(content)
         with pytest.raises(InputError, match=r"state.json is damaged"):
             open_source([str(saved)])
+
+
+def test_splits_and_notes_that_are_damaged_are_no_foreign_error(saved: Path) -> None:
+    (saved / "dataset_dict.json").write_text(DEEP)
+    with pytest.raises(InputError, match=r"dataset_dict.json is damaged"):
+        open_source([str(saved)])
+    schema = pyarrow.schema([("image", pyarrow.binary())], metadata={"huggingface": DEEP})
+    assert declared_features(schema) == {}
 
 
 def test_without_pyarrow_the_extra_is_named(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -90,7 +90,10 @@ def test_a_damaged_shard_is_named_and_made_again_once_removed(tmp_path: Path) ->
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"key": 3, "shards": {}}', '{"key": {}}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", '{"key": 3, "shards": {}}', '{"key": {}}', pytest.param("[" * 100_000, id="deep")],
+)
 def test_a_damaged_index_is_named(tmp_path: Path, content: str) -> None:
     filled(tmp_path)
     (tmp_path / INDEX).write_text(content)

@@ -72,6 +72,8 @@ def test_a_row_gives_the_columns_that_are_asked_for_or_the_usual_ones() -> None:
         captions_of_row(row, {"tall": 1.0})
     with pytest.raises(BadCaption, match="are 0"):
         captions_of_row(row, {"short": 0.0})
+    with pytest.raises(BadCaption, match="are 0"):
+        captions_of_row({"text": "a cat", "weight": 0})
 
 
 def test_files_of_captions_are_lines_or_json() -> None:

@@ -8,10 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
+from lineardit.config.data import BucketConfig, CheckConfig
 from lineardit.data.dataset import DatasetSource, ParquetRows
 from lineardit.data.emoji_atlas import Atlas
 from lineardit.data.images import decode
 from lineardit.data.sources import open_source
+from lineardit.data.survey import survey
 from lineardit.errors import InputError
 
 
@@ -109,6 +111,34 @@ def test_parquet_files_are_read_group_by_group(tmp_path: Path) -> None:
     (tmp_path / "b.parquet").write_bytes(b"PAR1")
     with pytest.raises(InputError, match="b.parquet is damaged, or no parquet"):
         ParquetRows([tmp_path / "b.parquet"])
+
+
+def test_a_row_without_the_column_of_pictures_is_left_out_and_told(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    content = png(Image.new("RGB", (8, 8), "red"))
+    for name, column in (("a", "image"), ("b", "jpg")):
+        rows = [{column: content, "text": name}]
+        parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"{name}.parquet")
+    found = survey(open_source([str(tmp_path)]), BucketConfig(sizes=(8,), step=8), CheckConfig())
+    assert [entry.captions[0].text for entry in found.entries] == ["a"]
+    assert [problem.reason for problem in found.problems] == ["unreadable: there is no image, only jpg, text"]
+
+
+def test_a_dataset_whose_first_row_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist([{"image": png(RED), "text": "red"}]), path)
+    content = path.read_bytes()
+    footer = 8 + int.from_bytes(content[-8:-4], "little")
+    path.write_bytes(content[:4] + b"\xff" * (len(content) - 4 - footer) + content[-footer:])
+    message = r"the first row of the dataset, .* a.parquet is damaged \(.*\)\. Restore its file"
+    for place in (path, tmp_path):
+        with pytest.raises(InputError, match=message):
+            open_source([str(place)])
 
 
 def test_drawn_scenes_are_a_source(monkeypatch: pytest.MonkeyPatch) -> None:

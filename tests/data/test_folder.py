@@ -104,6 +104,28 @@ def test_tables_name_pictures_and_their_captions(folder: Path, kind: str) -> Non
     assert asked["a.png"].captions == (("cat", 0.5), ("a cat", 2.0))
 
 
+@pytest.mark.parametrize(
+    ("column", "cells", "complaint"),
+    [
+        ("weight", ["0.5", " ", "much"], "a weight is a number, not 'much'"),
+        ("weight", ["0.5", "", "-1"], "a weight lies between 0 and 1e9, not at -1.0"),
+        ("weight", ["5e-1", "1", "0"], "the weights of all captions are 0"),
+        ("weights", ["0.5", "", "1;2"], "the weights '1;2' do not fit 1 captions"),
+    ],
+)
+def test_weights_in_csv_are_numbers(folder: Path, column: str, cells: list[str], complaint: str) -> None:
+    names = ("a.png", "b.JPG", "inner/c.webp")
+    pairs = zip(names, cells, strict=True)
+    rows: list[dict[str, object]] = [
+        {"file_name": name, "text": "a cat", column: cell} for name, cell in pairs
+    ]
+    table(folder, "csv", rows)
+    found = records(FolderSource(folder))
+    assert found["a.png"].captions == (("a cat", 0.5),)
+    assert found["b.JPG"].captions == (("a cat", 1.0),)
+    assert found["inner/c.webp"].problem == f"bad caption: metadata.csv:3: {complaint}"
+
+
 def test_a_table_in_a_folder_below_names_what_is_there(folder: Path) -> None:
     table(folder / "inner", "jsonl", [{"file_name": "c.webp", "captions": ["x", "y"], "weights": [2, 1]}])
     assert records(FolderSource(folder))["inner/c.webp"].captions == (("x", 2.0), ("y", 1.0))

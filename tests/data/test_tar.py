@@ -4,10 +4,11 @@ import io
 import random
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from lineardit.data.tar import Damage, Member, members
+from lineardit.data.tar import Damage, Member, _records, members
 from lineardit.errors import InputError, LineardiTError
 
 FILES = {
@@ -69,6 +70,43 @@ def test_names_that_lead_out_are_told_and_not_followed(tmp_path: Path, name: str
     assert isinstance(damage, Damage) and damage.reason.startswith("unsafe name")
     assert damage.place.isprintable()
     assert isinstance(good, Member) and good.name == "good.txt"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"12 path=abc\n5 a=\n", {"path": "abc", "a": ""}),
+        (b"9 a=b=c\n\n6 a=d\n", {"a": "d"}),
+        ("9 a=üü\n".encode(), {"a": "üü"}),
+        (b"99999999 a=b\n", {"a": "b"}),
+        (b"5 a=\n100000006 a=b\n", {"a": ""}),
+        (b"6 a=b\n6 a=bc", {"a": "b"}),
+        (b"6 a=b\n5 ab\n6 c=d\n", {"a": "b"}),
+        (b"6 a=b\n0 \n6 c=d\n", {"a": "b"}),
+        (b"6 a=b\n-6 c=d\n", {"a": "b"}),
+        (b"6 a=b\n 6 c=d\n", {"a": "b"}),
+        (b"6 a=b\n\0\0\0", {"a": "b"}),
+        (b"", {}),
+    ],
+)
+def test_pax_records_are_read_up_to_the_first_damaged_one(content: bytes, expected: dict[str, str]) -> None:
+    assert _records(content) == expected
+
+
+def test_no_pax_record_is_read_twice() -> None:
+    handed: list[int] = []
+
+    class Watched(bytes):
+        """Counts what is taken out of it."""
+
+        def __getitem__(self, place: Any) -> "Watched":
+            part = Watched(super().__getitem__(place))
+            handed.append(len(part))
+            return part
+
+    content = b"".join(b"6 %c=b\n" % (97 + number % 26) for number in range(2000))
+    assert len(_records(Watched(content))) == 26
+    assert sum(handed) <= len(content)
 
 
 def test_where_a_tar_ends_too_early_is_told(tmp_path: Path) -> None:

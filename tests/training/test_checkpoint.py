@@ -118,7 +118,7 @@ def test_a_flipped_bit_anywhere_is_noticed_or_harmless(tmp_path: Path, data: st.
 @pytest.mark.parametrize(
     "name", ["model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
 )
-@pytest.mark.parametrize("damage", ["truncated", "missing", "empty", "longer"])
+@pytest.mark.parametrize("damage", ["truncated", "missing", "empty", "longer", "deep"])
 def test_a_damaged_file_makes_loading_step_back_and_say_so(
     tmp_path: Path, name: str, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -128,7 +128,8 @@ def test_a_damaged_file_makes_loading_step_back_and_say_so(
     if damage == "missing":
         file.unlink()
     else:
-        file.write_bytes({"truncated": sound[:-3], "empty": b"", "longer": sound + b"}"}[damage])
+        written = {"truncated": sound[:-3], "empty": b"", "longer": sound + b"}", "deep": b"[" * 100_000}
+        file.write_bytes(written[damage])
     with caplog.at_level(logging.WARNING):
         assert_is_step(checkpoint.load_newest(tmp_path), 5)
     assert "step-00000011" in caplog.text and name in caplog.text and "step-00000005" in caplog.text

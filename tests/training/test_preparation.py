@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from lineardit.config.data import MOST_PIXELS, BucketConfig, CheckConfig
 from lineardit.data import ledger as ledgers
@@ -21,6 +22,7 @@ from lineardit.data.labels import ClassRule
 from lineardit.data.ledger import Ledger
 from lineardit.data.pictures import to_pixels
 from lineardit.data.prepared import PreparedData
+from lineardit.data.shards import write_shard
 from lineardit.data.survey import Survey, survey
 from lineardit.errors import CheckpointError, ConfigError, InputError, OutputError
 from lineardit.interop.native import load_autoencoder, read_model, save_autoencoder, save_model
@@ -30,6 +32,8 @@ from lineardit.training.preparation import Outcome, encode, open_ledger, token_p
 from lineardit.training.probe import EMPTY, PICTURE, WORDS
 
 SETTINGS = {"sizes": [24]}
+DEEP = "[" * 100_000
+"""No JSON, and deeper than its reader goes."""
 
 
 @pytest.fixture(autouse=True)
@@ -226,9 +230,10 @@ def test_other_settings_another_model_and_foreign_folders_are_refused(
         run(model=changed)
     with pytest.raises(OutputError, match="pictures holds something else, such as 0.json"):
         Ledger(tmp_path / "pictures", {})
-    (tmp_path / "out" / "shards.json").write_text("{")
-    with pytest.raises(CheckpointError, match="shards.json is damaged. Remove"):
-        run()
+    for content in ("{", DEEP):
+        (tmp_path / "out" / "shards.json").write_text(content)
+        with pytest.raises(CheckpointError, match="shards.json is damaged. Remove"):
+            run()
 
 
 def test_pictures_of_which_none_can_be_used_are_refused(run: Prepare, pictures: Path, tmp_path: Path) -> None:
@@ -247,13 +252,25 @@ def test_a_model_says_its_pixels_per_token_and_its_size(tiny_model: Path, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[]", '{"format": 1}', '{"format": 2}', '{"format": 1, "shards": 3}']
+    "content",
+    ["{", "[]", '{"format": 1}', '{"format": 2}', '{"format": 1, "shards": 3}', DEEP],
+    ids=["cut", "list", "empty", "format", "shards", "deep"],
 )
 def test_a_damaged_index_is_named(run: Prepare, tmp_path: Path, content: str) -> None:
     run()
     (tmp_path / "out" / "prepared.json").write_text(content)
     with pytest.raises(CheckpointError, match="prepared.json"):
         PreparedData(tmp_path / "out")
+
+
+def test_captions_that_are_no_json_are_named(run: Prepare, tmp_path: Path) -> None:
+    run()
+    path = tmp_path / "out" / "text" / "shard-00000.safetensors"
+    index = json.loads((tmp_path / "out" / "prepared.json").read_text())
+    index["shards"][0]["text"] = write_shard(path, load_file(path), {"samples": DEEP})
+    (tmp_path / "out" / "prepared.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="shard-00000.safetensors is damaged. .* run lineardit prepare"):
+        PreparedData(tmp_path / "out").check()
 
 
 def sorted_by_class(pictures: Path) -> Survey:
@@ -303,6 +320,38 @@ def test_an_autoencoder_alone_encodes_pictures_with_classes_only(
     assert [caption.text for caption in data.sample(0).captions][0] == "a cat" and data.vectors(
         0, 0
     ).numel() == 0
+
+
+def test_captions_are_made_again_when_a_text_encoder_comes_or_goes(
+    pictures: Path, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = save_autoencoder(tmp_path / "alone", load_autoencoder(tiny_model))
+    text_encoder = load_text_encoder(tiny_model)
+    found, out = sorted_by_class(pictures), tmp_path / "out"
+
+    def prepared(model: Path) -> int:
+        return encode(found, open_ledger(out, SETTINGS), model, max_pixels=MOST_PIXELS).made
+
+    def stopped(ledger: Ledger) -> None:
+        raise KeyboardInterrupt
+
+    prepared(alone)
+    before = {path: path.stat().st_mtime_ns for path in (out / "latents").iterdir()}
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Ledger, "left", stopped)
+        prepared(tiny_model)
+    with pytest.raises(CheckpointError, match="out was not finished"):
+        PreparedData(out)
+    assert prepared(tiny_model) == len(before) and prepared(tiny_model) == 0
+    data = PreparedData(out)
+    data.check()
+    assert data.text_width == 12 and set(data.probe()) == {PICTURE, WORDS, EMPTY}
+    embeddings, mask = text_encoder.encode([data.sample(3).captions[1].text])
+    torch.testing.assert_close(data.vectors(3, 1).float(), embeddings[0][mask[0]], rtol=0.01, atol=0.01)
+    assert prepared(alone) == len(before)
+    data = PreparedData(out)
+    assert data.text_width == 0 and set(data.probe()) == {PICTURE} and data.vectors(3, 1).numel() == 0
+    assert before == {path: path.stat().st_mtime_ns for path in (out / "latents").iterdir()}
 
 
 def test_pictures_without_classes_say_so(run: Prepare, tmp_path: Path) -> None:

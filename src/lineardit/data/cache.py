@@ -29,7 +29,7 @@ class ShardCache:
         try:
             found = json.loads(index.read_text("utf-8"))
             there, self._sums = dict(found["key"]), dict(found["shards"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             raise CheckpointError(f"{index} is damaged. Remove {folder}; it is made again.") from None
         if there != self.key:
             names = dict.fromkeys([*self.key, *there])

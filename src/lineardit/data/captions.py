@@ -58,15 +58,13 @@ def captions_of_row(row: Mapping[str, object], columns: CaptionColumns | None = 
     the first of KEYS that it has, with the weights in `weights` or `weight`.
 
     Raises:
-        BadCaption: a column is not there, or holds something else.
+        BadCaption: a column is not there, or holds something else, or no weight is above 0.
     """
-    if columns is None:
-        key = next((key for key in KEYS if key in row), None)
-        if key is None:
-            return ()
-        return _weighted(captions_from(row[key], row.get("weights")), row.get("weight"))
     found: list[Caption] = []
-    for name, weight in columns.items():
+    key = next((key for key in KEYS if key in row), None) if columns is None else None
+    if key is not None:
+        found += _weighted(captions_from(row[key], row.get("weights")), row.get("weight"))
+    for name, weight in (columns or {}).items():
         if name not in row:
             raise BadCaption(f"there is no {name}, only {', '.join(str(key) for key in row)[:100]}")
         found += _weighted(captions_from(row[name]), weight)

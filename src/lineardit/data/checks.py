@@ -138,7 +138,7 @@ class CheckLog:
             try:
                 finding = Finding(**json.loads(line))
                 found[finding.key] = finding._replace(notes=tuple(finding.notes))
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, RecursionError):
                 continue
         return found
 

@@ -3,7 +3,7 @@
 import hashlib
 import io
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -47,14 +47,22 @@ class RowPicture(NamedTuple):
 
     def read(self) -> bytes:
         """The encoded bytes; a picture of Pillow's is encoded as PNG, which loses nothing."""
-        return _encoded(_row(self.rows, self.number)[self.column])
+        row = _row(self.rows, self.number)
+        if self.column not in row:
+            raise OSError(f"there is no {self.column}, only {_listed(row)}")
+        return _encoded(row[self.column])
+
+
+def picture_column(columns: Collection[str]) -> str | None:
+    """The one of some columns that holds pictures, by its name; None where there is none."""
+    return next((column for column in PICTURE_COLUMNS if column in columns), None)
 
 
 class DatasetSource:
     """The rows of a dataset with their pictures and captions, and their classes where a rule asks for them.
 
     Raises:
-        InputError: it has no rows, or no column of pictures.
+        InputError: it has no rows, its first one cannot be read, or it has no column of pictures.
     """
 
     def __init__(
@@ -70,11 +78,17 @@ class DatasetSource:
         self._rows, self._columns, self._name = rows, columns, name
         if not len(rows):
             raise InputError("the dataset has no rows.")
-        there = [str(column) for column in _row(rows, 0)]
-        found = next((column for column in (picture or "", *PICTURE_COLUMNS) if column in there), None)
-        if found is None or (picture is not None and found != picture):
+        try:
+            there = [str(column) for column in _row(rows, 0)]
+        except OSError as error:
+            raise InputError(
+                "the first row of the dataset, which says what the columns are, cannot be read: "
+                f"{error.strerror or error}. Restore its file, or leave it out."
+            ) from None
+        found = picture_column(there) if picture is None else picture
+        if found is None or found not in there:
             wanted = picture or " or ".join(PICTURE_COLUMNS)
-            raise InputError(f"the dataset has no column {wanted}; it has {', '.join(there)[:200]}.")
+            raise InputError(f"the dataset has no column {wanted}; it has {_listed(there)}.")
         self._picture = found
         self._class_keys = classes.keys if classes else ()
         self._class_names = {key: names for key in self._class_keys if (names := _class_names(rows, key))}
@@ -161,6 +175,10 @@ def _row(rows: Rows, number: int) -> Mapping[str, Any]:
     if not isinstance(row, Mapping):
         raise OSError(f"row {number} is no mapping")
     return row
+
+
+def _listed(columns: Iterable[object]) -> str:
+    return ", ".join(str(column) for column in columns)[:200] or "none"
 
 
 def _class_names(rows: Rows, column: str) -> tuple[str, ...]:

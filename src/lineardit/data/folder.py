@@ -150,6 +150,13 @@ def shown(name: str) -> str:
     return name.encode("utf-8", "replace").decode("utf-8")
 
 
+def first_picture(folder: Path) -> str | None:
+    """The path of a picture below the folder, with slashes; None where there is none."""
+    found = (place / name for place, names in _walk(folder) for name in names if _is_picture(name))
+    first = next(found, None)
+    return None if first is None else first.as_posix()
+
+
 def _inside(name: str, folder: PurePosixPath) -> str | None:
     """A name of a table as a path below the source; None where it leads out of it."""
     path = PurePosixPath(name.replace("\\", "/"))
@@ -163,11 +170,13 @@ def _files(folder: Path) -> tuple[list[str], list[str]]:
     """Paths of the pictures and of the tables below the folder, with slashes."""
     pictures, tables = [], []
     for place, names in _walk(folder):
-        for name in names:
-            if name.lower().endswith(SUFFIXES + OTHER_SUFFIXES):
-                pictures.append((place / name).as_posix())
+        pictures += [(place / name).as_posix() for name in names if _is_picture(name)]
         tables += [(place / name).as_posix() for name in NAMES if name in names][:1]
     return pictures, tables
+
+
+def _is_picture(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES + OTHER_SUFFIXES)
 
 
 def _walk(folder: Path) -> Iterator[tuple[PurePosixPath, list[str]]]:

@@ -68,7 +68,7 @@ class Ledger:
         try:
             found = json.loads(path.read_text("utf-8"))
             before, self._books = dict(found["settings"]), dict(found["shards"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             raise CheckpointError(f"{path} is damaged. Remove {folder}; it is made again.") from None
         if before != self.settings:
             names = dict.fromkeys([*self.settings, *before])
@@ -87,14 +87,26 @@ class Ledger:
             return None
 
     def plan(self, found: Survey, probe: Mapping[str, Tensor]) -> None:
-        """Lay the pictures into shards, and forget shards that are no longer among them."""
+        """Lay the pictures into shards, and forget shards that are no longer among them.
+
+        Where the probe that is there has other parts than `probe`, the folder was begun with a model that has
+        a text encoder by one that has none, or the other way round: captions are then forgotten, too.
+        """
         self.shards, self._report, self._classes = {}, found.report(), list(found.classes())
         for entries in found.buckets().values():
             for start in range(0, len(entries), PICTURES_PER_SHARD):
                 self.shards[shard_name(len(self.shards))] = entries[start : start + PICTURES_PER_SHARD]
-        path = self.folder / PROBE
-        self._probe = write_shard(path, probe) if self.probe() is None else sha256_of(path)
         self._books = {name: self._books.get(name, {}) for name in self.shards}
+        path, before = self.folder / PROBE, self.probe()
+        if before is not None and before.keys() == probe.keys():
+            self._probe = sha256_of(path)
+            return
+        for book in self._books.values():
+            book.pop(TEXT, None)
+        # Before the probe, so that no run that is stopped in between leaves old captions beside a new one.
+        (self.folder / INDEX).unlink(missing_ok=True)
+        self._write()
+        self._probe = write_shard(path, probe)
 
     def left(self) -> dict[str, tuple[list[Entry], tuple[str, ...]]]:
         """The shards of which a part is missing, damaged or made from something else, with these parts.

@@ -171,7 +171,7 @@ class PreparedData:
                 Sample(key, tuple(Caption(text, weight) for text, weight in captions), *label)
                 for key, captions, *label in json.loads(self._files.facts(path, shard.text)["samples"])
             ]
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, RecursionError):
             raise CheckpointError(f"{path} is damaged. {REMEDY}") from None
         starts, at = [], 0
         for sample in samples:
@@ -190,7 +190,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder} {state}: there is no {INDEX} in it. Run lineardit prepare PICTURES -o {folder}"
         ) from None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise CheckpointError(f"{path} is damaged. {REMEDY}") from None
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         raise CheckpointError(f"{path} has another format than this version of lineardit reads ({FORMAT}).")

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lineardit.data.arrow import ArrowRows, saved_files
-from lineardit.data.dataset import DatasetSource, ParquetRows
-from lineardit.data.folder import FolderSource
+from lineardit.data.dataset import PICTURE_COLUMNS, DatasetSource, ParquetRows, picture_column
+from lineardit.data.folder import FolderSource, first_picture, shown
 from lineardit.data.labels import ClassRule
 from lineardit.data.records import CaptionColumns, Declaring, Record, Source
+from lineardit.data.tables import NAMES, parquet_columns
 from lineardit.data.webdataset import WebDatasetSource
-from lineardit.errors import InputError
+from lineardit.errors import InputError, MissingExtraError
 
 SCENES = re.compile(r"emoji:(\d+)")
 """Names that many drawn scenes instead of a place."""
@@ -49,7 +50,8 @@ def open_source(
     are asked for.
 
     Raises:
-        InputError: there is nothing to read; says what was looked for.
+        InputError: there is nothing to read, which says what was looked for; or a folder holds several of
+            these, of which one would hide the others.
         MissingExtraError: it is parquet or Arrow, and pyarrow is not installed.
     """
     if not places:
@@ -86,10 +88,49 @@ def _one(place: str, columns: CaptionColumns | None, classes: ClassRule | None) 
     saved = saved_files(path)
     if saved is not None:
         return DatasetSource(ArrowRows(saved), columns, classes=classes, name=path.name)
-    tars = sorted(path.glob("*.tar"))
+    return _folder(path, columns, classes)
+
+
+def _folder(path: Path, columns: CaptionColumns | None, classes: ClassRule | None) -> Source:
+    """A folder of tars, of parquet files with pictures in them, or of pictures: of one kind alone."""
+    tars = _visible(path, "*.tar")
+    tables = [each for each in _visible(path, "**/*.parquet") if each.name not in NAMES]
+    picture = first_picture(path) if tars or tables else None
+    try:
+        known = {table: parquet_columns(table) for table in tables}
+    except MissingExtraError:
+        if not tars and picture is None:
+            raise
+        known = {}
+    pictured = [table for table, names in known.items() if picture_column(names)]
+    kinds = [*([] if picture is None else [path / picture]), *tars[:1], *pictured[:1]]
+    if len(kinds) > 1:
+        one, other = kinds[:2]
+        more = len(tars if other in tars else pictured) - 1
+        those = f"and the {more} like it themselves, or move them" if more else "itself, or move it"
+        raise InputError(
+            f"{path} holds {one.relative_to(path)} beside {other.relative_to(path)}, and a folder is read as "
+            "pictures, as tars or as parquet files with pictures in them, never as two of these. "
+            f"Give {other} {those} to another folder."
+        )
     if tars:
         return WebDatasetSource(tars, columns, classes)
-    tables = sorted(each for each in path.rglob("*.parquet") if each.name != "metadata.parquet")
-    if tables:
-        return DatasetSource(ParquetRows(tables), columns, classes=classes, name=path.name)
-    return FolderSource(path, columns, classes)
+    if picture is not None or not tables:
+        return FolderSource(path, columns, classes)
+    rows = DatasetSource(ParquetRows(pictured or tables), columns, classes=classes, name=path.name)
+    strays = [_without_pictures(path, table, known[table]) for table in tables if table not in pictured]
+    return JoinedSource([(path.name, rows), (path.name, strays)]) if strays else rows
+
+
+def _visible(folder: Path, pattern: str) -> list[Path]:
+    """The files of a pattern, in order; what is hidden is left out."""
+    found = (each for each in folder.glob(pattern) if each.is_file())
+    return sorted(
+        each for each in found if not any(part.startswith(".") for part in each.relative_to(folder).parts)
+    )
+
+
+def _without_pictures(folder: Path, table: Path, names: Sequence[str]) -> Record:
+    wanted, there = " or ".join(PICTURE_COLUMNS), ", ".join(names)[:200] or "none"
+    reason = f"no pictures: there is no column {wanted}, only {there}"
+    return Record(shown(table.relative_to(folder).as_posix()), None, problem=reason)

@@ -15,6 +15,8 @@ FILE_NAME = "file_name"
 """The column that says which picture a row is about, relative to the folder of the table."""
 NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 """What a table is called, in the order in which they are looked for."""
+WEIGHT, WEIGHTS = "weight", "weights"
+"""The columns of the weights of captions, which are numbers in CSV too."""
 LONGEST_ROW = 2**22
 """Bytes of a line; a longer one is no row."""
 _ROWS_AT_ONCE = 1024
@@ -56,11 +58,25 @@ def pyarrow_parquet(path: Path) -> Any:
     return import_module("pyarrow.parquet")
 
 
+def parquet_columns(path: Path) -> list[str]:
+    """What the columns of a parquet file are called; no row is read.
+
+    Raises:
+        InputError: it is damaged or no parquet.
+        MissingExtraError: pyarrow is not installed.
+    """
+    parquet = pyarrow_parquet(path)
+    try:
+        return [str(name) for name in parquet.read_schema(path).names]
+    except Exception as error:  # what pyarrow raises for damage is of many kinds
+        raise InputError(f"{path} is damaged, or no parquet ({type(error).__name__}).") from None
+
+
 def declared_features(schema: Any) -> Mapping[str, Any]:
     """What Hugging Face's datasets noted of each column in an Arrow schema; nothing where it was not used."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, RecursionError):
         return {}
     return features if isinstance(features, dict) else {}
 
@@ -105,12 +121,26 @@ def _csv(path: Path) -> Iterator[Row]:
             for values in reader:
                 number += 1
                 # Cells beyond the header come under the name None, as a list.
-                cells = {name: cell for name, cell in values.items() if isinstance(name, str)}
+                cells = {name: _cell(name, cell) for name, cell in values.items() if isinstance(name, str)}
                 yield Row(f"{path.name}:{number}", cells)
         except (csv.Error, UnicodeDecodeError) as error:
             reason = "it is no UTF-8 text" if isinstance(error, UnicodeDecodeError) else str(error)
             place = f"{path.name}:{number + 1}"
             yield Row(place, {}, f"bad row: {reason}; what follows is not read")
+
+
+def _cell(name: str, text: str | None) -> object:
+    """A cell of CSV, where all is text: weights as numbers, or nothing where there is none. What should be a
+    number and is not stays, for the captions to be refused."""
+    if text is None or name not in (WEIGHT, WEIGHTS):
+        return text
+    if not text.strip():
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        return text
+    return [number] if name == WEIGHTS else number  # a cell holds one caption
 
 
 def _parquet(path: Path) -> Iterator[Row]:

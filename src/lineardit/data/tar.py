@@ -134,14 +134,15 @@ def _name(header: bytes) -> str:
 
 def _records(content: bytes) -> dict[str, str]:
     """The records of a pax header, each `LENGTH KEY=VALUE` and a line break, up to the first damaged one."""
-    found = {}
-    while content:
-        digits, blank, _ = content.partition(b" ")
-        if not blank or not digits.isdigit() or len(digits) > 8:
+    found, at = {}, 0
+    while at < len(content):
+        blank = content.find(b" ", at, at + 9)  # a length has at most 8 digits
+        digits = content[at : max(at, blank)]
+        if not digits.isdigit():
             break
-        record, content = content[: int(digits)], content[int(digits) :]
-        key, equals, value = record[len(digits) + 1 :].partition(b"=")
-        if not equals or not record.endswith(b"\n"):
+        at += int(digits)
+        key, equals, value = content[blank + 1 : at].partition(b"=")
+        if not equals or not value.endswith(b"\n"):
             break
         found[key.decode("utf-8", "replace")] = value[:-1].decode("utf-8", "replace")
     return found

@@ -201,7 +201,7 @@ def _opened(path: Path, files: list[str]) -> Loaded:
     try:
         state = json.loads((path / STATE).read_text("utf-8"))
         tensors = {stem: Pieces(paths) for stem, paths in stems.items()}
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     return Loaded(path, _age(path)[0], tensors, state)
 
@@ -244,7 +244,7 @@ def _checked_files(path: Path, step: int) -> list[str]:
         raise CheckpointError(
             f"{path} is damaged: its {MANIFEST} cannot be read ({error.strerror})."
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise CheckpointError(f"{path} is damaged: its {MANIFEST} is not what was written.") from None
     if version != FORMAT:
         raise CheckpointError(f"{path} has format {version}; this version of lineardit reads {FORMAT}.")
@@ -297,6 +297,6 @@ def _prune(folder: Path, newest: Path, keep: int, keep_best: int) -> None:
 def _score(path: Path) -> float | None:
     try:
         score = json.loads((path / MANIFEST).read_text("utf-8"))["score"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return score if isinstance(score, float) else None
