@@ -226,12 +226,31 @@ def test_times_that_do_not_fall_along_the_path_are_refused(stops: list[int]):
         last(ddim(lambda x, t: x, starts(3), torch.tensor(stops), prediction))
 
 
-@pytest.mark.parametrize("grid", [leading_times, trailing_times, linspace_times])
-def test_more_steps_than_times_are_refused(grid):
-    with pytest.raises(InputError, match="exceed the 10 times"):
-        grid(11, DDPMPath.linear(steps=10))
+@pytest.mark.parametrize(
+    ("grid", "most", "times"),
+    [
+        (leading_times, 10, "10 times of the path"),
+        (trailing_times, 10, "10 times of the path"),
+        (linspace_times, 9, "9 times of the path above 0"),
+    ],
+)
+def test_more_steps_than_times_are_refused(grid, most: int, times: str):
+    path = DDPMPath.linear(steps=10)
+    for steps in (most + 1, 11):
+        with pytest.raises(InputError, match=f"steps={steps} exceed the {times}. Use {most} or fewer"):
+            grid(steps, path)
     with pytest.raises(InputError, match="positive whole number"):
-        grid(0, DDPMPath.linear(steps=10))
+        grid(0, path)
+
+
+@pytest.mark.parametrize("grid", [leading_times, trailing_times, linspace_times])
+def test_every_number_of_steps_that_is_allowed_falls(grid):
+    for length in (1, 2, 3, 10, 33):
+        path = DDPMPath.linear(steps=length)
+        for steps in range(1, length + 1 if grid is not linspace_times else max(2, length)):
+            times = grid(steps, path)
+            assert len(times) == steps + 1 and times[0] < length and times[-1] == -1
+            assert (times.diff() < 0).all()
 
 
 def test_a_path_without_whole_times_is_refused():

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from lineardit.config.runs import TimeConfig
 from lineardit.diffusion.objective import CosMap, flow_matching
+from lineardit.diffusion.samplers import falling
 from lineardit.diffusion.times import (
     LogitNormal,
     Mode,
@@ -42,7 +43,7 @@ def test_a_shift_of_one_changes_nothing():
 def test_a_shift_keeps_the_ends_and_the_order(shift: float):
     shifted = shift_times(FRACTIONS, shift)
     assert shifted[0] == 0
-    assert abs(shifted[-1] - 1) < 1e-15
+    assert shifted[-1] == 1
     assert (shifted.diff() > 0).all()
 
 
@@ -92,6 +93,13 @@ def test_every_grid_falls_to_exactly_zero_in_that_many_steps(grid, steps: int):
     assert times[-1] == 0
     assert (times.diff() < 0).all()
     assert 0.999 < times[0] <= 1
+
+
+@pytest.mark.parametrize("grid", [flow_times, dpm_flow_times, euler_flow_times])
+@pytest.mark.parametrize("shift", [0.1, 0.3, 1.0, 3.0, 12.7])
+def test_samplers_take_every_grid(grid, shift: float):
+    steps = falling(grid(20, shift))
+    assert len(steps) == 20 and steps[0][0] <= 1 and steps[-1][1] == 0
 
 
 def test_our_own_grid_starts_at_pure_noise_and_takes_equal_steps_before_the_shift():

@@ -38,7 +38,9 @@ def trailing_times(steps: int, path: DDPMPath) -> Int[Tensor, "stops"]:
 
 def linspace_times(steps: int, path: DDPMPath) -> Int[Tensor, "stops"]:
     """`steps` equal steps from T - 1 to 0, whose 0 is left out, then -1: DPM-Solver++'s grid in diffusers."""
-    grid = torch.linspace(0, path.steps - 1, _check_steps(steps, path) + 1, dtype=torch.float64)
+    # As many steps as times would be shorter than 1, and two of them would end at the same time.
+    _check_steps(steps, path, lowest=min(1, path.steps - 1))
+    grid = torch.linspace(0, path.steps - 1, steps + 1, dtype=torch.float64)
     return _ended(grid.round().long().flip(0)[:-1])
 
 
@@ -142,11 +144,12 @@ def _posterior(now: Level, after: Level) -> tuple[float, float, float]:
     return image_share, kept**0.5 * noise_left, ((1 - kept) * noise_left) ** 0.5
 
 
-def _check_steps(steps: int, path: DDPMPath) -> int:
-    if check_steps(steps) > path.steps:
-        raise InputError(
-            f"steps={steps} exceed the {path.steps} times of the path. Use {path.steps} or fewer."
-        )
+def _check_steps(steps: int, path: DDPMPath, *, lowest: int = 0) -> int:
+    """`steps` itself, unless the path has fewer times from `lowest` up."""
+    most = path.steps - lowest
+    if check_steps(steps) > most:
+        above = f" above {lowest - 1}" if lowest else ""
+        raise InputError(f"steps={steps} exceed the {most} times of the path{above}. Use {most} or fewer.")
     return steps
 
 

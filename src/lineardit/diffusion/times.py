@@ -30,13 +30,14 @@ def check_shift(shift: float) -> float:
 
 
 def shift_times(times: Float[Tensor, "*axes"], shift: float) -> Float[Tensor, "*axes"]:
-    """t' = s t / (1 + (s - 1) t): keeps 0 and 1, and moves what lies between towards noise where s > 1.
+    """t' = s t / (s t + 1 - t): keeps 0 and 1, and moves what lies between towards noise where s > 1.
 
-    More pixels hide the same noise better, so larger pictures need a larger shift
-    (Stable Diffusion 3, arXiv:2403.03206, section 5.3.2).
+    More pixels hide the same noise better, so larger pictures need a larger shift (Stable Diffusion 3,
+    arXiv:2403.03206, section 5.3.2). Over 1 + (s - 1) t, which is the same, rounding leads out of [0, 1].
     """
     check_shift(shift)
-    return shift * times / (1 + (shift - 1) * times)
+    shifted = shift * times
+    return shifted / (shifted + (1 - times))
 
 
 def unshift_times(times: Float[Tensor, "*axes"], shift: float) -> Float[Tensor, "*axes"]:
