@@ -199,6 +199,18 @@ def test_names_and_weights_that_make_no_sense_are_refused(files: dict[str, Path]
         ({}, "holds no LoRA"),
         ({"transformer.x.lora_A.weight": torch.zeros(2, 3)}, "x lacks one of its two factors"),
         (
+            {"x.lora_A.weight": torch.zeros(0, 3), "x.lora_B.weight": torch.zeros(4, 0)},
+            "the factors of x have rank 0",
+        ),
+        (
+            {
+                "x.lora_A.weight": torch.zeros(2, 3),
+                "x.lora_B.weight": torch.zeros(4, 2),
+                "x.alpha": torch.ones(2),
+            },
+            r"with x.alpha=\[1.0, 1.0\]: it must be a finite number",
+        ),
+        (
             {"x.lora_A.weight": torch.zeros(2, 3), "x.lora_B.weight": torch.zeros(3, 4)},
             "are of different ranks",
         ),
@@ -216,6 +228,52 @@ def test_a_file_that_is_no_lora_gets_one_line(
     with pytest.raises(CheckpointError, match=complaint) as caught:
         read_lora(tmp_path / "lora.safetensors")
     assert "\n" not in str(caught.value)
+
+
+def pair(rank: int) -> dict[str, Tensor]:
+    return {"x.to_q.lora_A.weight": torch.zeros(rank, 3), "x.to_q.lora_B.weight": torch.zeros(4, rank)}
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ('{"lora_alpha": null}', "with lora_alpha=None: it must be a finite number"),
+        ('{"lora_alpha": "8"}', "with lora_alpha='8': it must be a finite number"),
+        ('{"lora_alpha": true}', "with lora_alpha=True: it must be a finite number"),
+        ('{"lora_alpha": Infinity}', "with lora_alpha=inf: it must be a finite number"),
+        pytest.param(f'{{"lora_alpha": 1{"0" * 400}}}', "with lora_alpha=10+: it must be a", id="huge"),
+        ('{"alpha_pattern": {"*.to_q": 8}}', r"with '\*\.to_q' in alpha_pattern, which is no regular"),
+        pytest.param(f'{{"alpha_pattern": {{"{"(" * 9999}": 8}}}}', "is no regular", id="brackets"),
+        ('{"alpha_pattern": {"to_q": null}}', r"with alpha_pattern\['to_q'\]=None: it must be a finite"),
+        ('{"alpha_pattern": ["to_q"]}', r"with alpha_pattern=\['to_q'\]: it must be an object"),
+        pytest.param("[" * 100_000, "adapter_config.json is damaged", id="deep"),
+    ],
+)
+def test_options_that_make_no_sense_get_one_line(tmp_path: Path, options: str, complaint: str) -> None:
+    save_file(pair(2), tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(options)
+    with pytest.raises(CheckpointError, match=complaint) as caught:
+        read_lora(tmp_path)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("said", ["[]", "3", "null", "{", pytest.param("[" * 100_000, id="deep")])
+def test_a_header_without_options_gets_one_line(tmp_path: Path, said: str) -> None:
+    save_file(pair(2), tmp_path / "x.safetensors", {"lora_adapter_metadata": said})
+    with pytest.raises(CheckpointError, match="has a header that is damaged: lora_adapter_metadata holds no"):
+        read_lora(tmp_path / "x.safetensors")
+
+
+def test_a_layer_that_a_pattern_names_has_that_alpha(tmp_path: Path) -> None:
+    tensors = {
+        name.replace("to_q", layer): tensor
+        for layer in ("to_q", "to_k", "to_v")
+        for name, tensor in pair(2).items()
+    }
+    save_file(tensors | {"x.to_v.alpha": torch.tensor([5.0])}, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 4, "alpha_pattern": {"to_q": 8.0, "x": 1}}')
+    scales = {name: factors.scale for name, factors in read_lora(tmp_path).factors.items()}
+    assert scales == {"x.to_q": 4.0, "x.to_k": 2.0, "x.to_v": 2.5}
 
 
 def test_a_folder_without_a_lora_and_one_of_another_kind_are_refused(

@@ -232,6 +232,7 @@ def spoil_component(folder: Path, **changes: object) -> None:
         (lambda folder: (folder / "lineardit.json").unlink(), "holds no model: there is no lineardit.json"),
         (lambda folder: (folder / "lineardit.json").write_text("{"), "lineardit.json is damaged"),
         (lambda folder: (folder / "lineardit.json").write_text("[]"), "lineardit.json is damaged"),
+        (lambda folder: (folder / "lineardit.json").write_text("[" * 100_000), "lineardit.json is damaged"),
         (lambda folder: spoil_index(folder, format=2), "has format 2; this version of lineardit reads 1"),
         (lambda folder: spoil_index(folder, components=[]), "lineardit.json is damaged"),
         (
@@ -240,6 +241,11 @@ def spoil_component(folder: Path, **changes: object) -> None:
         ),
         (lambda folder: spoil_component(folder, config={"dept": 3}), "unknown key dept"),
         (lambda folder: spoil_component(folder, size="many"), "damaged at the component transformer"),
+        (
+            lambda folder: spoil_component(folder, size=float("inf")),
+            "damaged at the component transformer",
+        ),
+        (lambda folder: spoil_component(folder, config={"self": 1}), "transformer does not hold"),
         (
             lambda folder: (folder / "transformer.safetensors").unlink(),
             "transformer.safetensors does not exist",

@@ -1,6 +1,8 @@
 """A picture says how it was made, exactly to us and legibly to others, whatever its prompt holds."""
 
+import struct
 import time
+import zlib
 from pathlib import Path
 
 import pytest
@@ -126,3 +128,23 @@ def test_a_truncated_picture_is_refused_in_one_line_or_read(tmp_path: Path) -> N
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="gone.png does not exist"):
         read_png_text(tmp_path / "gone.png")
+
+
+def claims(path: Path, width: int, height: int) -> Path:
+    """A small picture whose header speaks of more pixels."""
+    content = bytearray(write(path, SETTINGS).read_bytes())
+    content[16:24] = struct.pack(">II", width, height)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    path.write_bytes(content)
+    return path
+
+
+def test_a_picture_that_claims_to_be_huge_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = claims(tmp_path / "x.png", 50_000, 50_000)
+    with pytest.raises(InputError, match="cannot be read as a PNG .*: it claims too many pixels") as caught:
+        read_png_text(path)
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+
+
+def test_a_large_picture_is_read_without_a_warning(tmp_path: Path) -> None:
+    assert read_png_text(claims(tmp_path / "x.png", 10_000, 10_000)).settings == SETTINGS

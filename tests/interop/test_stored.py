@@ -107,6 +107,7 @@ def test_a_variant_is_taken_where_it_is_wanted_or_the_only_one(tmp_path: Path) -
     ("name", "content", "complaint"),
     [
         ("m.safetensors.index.json", "{", "is damaged, or is no index"),
+        pytest.param("m.safetensors.index.json", "[" * 100_000, "is damaged, or is no index", id="deep"),
         (
             "m.safetensors.index.json",
             '{"weight_map": {"x": "../m.safetensors"}}',

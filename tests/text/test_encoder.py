@@ -1,4 +1,5 @@
 import importlib.util
+import json
 import logging
 import sys
 
@@ -151,3 +152,80 @@ def test_without_transformers_the_error_has_the_line_that_installs_it(tmp_path, 
     )
     with pytest.raises(MissingExtraError, match=r"pip install 'lineardit\[hub\]'"):
         GemmaEncoder.from_folder(tmp_path)
+
+
+def bring_code(folder, file, **values):
+    """Let a folder of transformers speak of code that lies in it; the path at which it leaves a trace."""
+    described, trace = folder / file, folder / "trace"
+    described.write_text(json.dumps(json.loads(described.read_text()) | values))
+    (folder / "evil.py").write_text(
+        f"from pathlib import Path\n\nPath({str(trace)!r}).touch()\n\n\nclass Evil:\n    pass\n"
+    )
+    return trace
+
+
+@pytest.fixture
+def answered_yes(monkeypatch):
+    """Someone at a terminal who lets everything be run, and what was asked."""
+    asked = []
+
+    def answer(question=""):
+        asked.append(question)
+        return "y"
+
+    monkeypatch.setattr("builtins.input", answer)
+    return asked
+
+
+@pytest.fixture
+def folders(tmp_path, gemma, tokenizer):
+    gemma.save_pretrained(tmp_path / "text_encoder")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    return tmp_path / "text_encoder", tmp_path / "tokenizer"
+
+
+def refused_unasked(asked, trace, read):
+    with pytest.raises(CheckpointError, match="holds no Gemma2Model with its tokenizer: ") as caught:
+        read()
+    assert "\n" not in str(caught.value) and not asked and not trace.exists()
+
+
+def test_code_beside_a_tokenizer_is_neither_run_nor_asked_about(folders, answered_yes):
+    trace = bring_code(
+        folders[1],
+        "tokenizer_config.json",
+        tokenizer_class="Evil",
+        auto_map={"AutoTokenizer": [None, "evil.Evil"]},
+    )
+    refused_unasked(answered_yes, trace, lambda: GemmaEncoder.from_folder(*folders))
+    refused_unasked(answered_yes, trace, lambda: GemmaEncoder.without_weights(*folders, stored=torch.float32))
+
+
+def test_code_beside_a_configuration_is_neither_run_nor_asked_about(folders, answered_yes):
+    trace = bring_code(folders[0], "config.json", model_type="evil", auto_map={"AutoConfig": "evil.Evil"})
+    refused_unasked(answered_yes, trace, lambda: GemmaEncoder.without_weights(*folders, stored=torch.float32))
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"model": 3}', pytest.param("[" * 100_000, id="deep")])
+def test_a_tokenizer_that_is_none_gets_one_line(folders, content):
+    (folders[1] / "tokenizer.json").write_text(content)
+    with pytest.raises(CheckpointError, match="holds no Gemma2Model with its tokenizer: .") as caught:
+        GemmaEncoder.from_folder(*folders)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", pytest.param("[" * 100_000, id="deep")])
+def test_options_of_a_tokenizer_that_are_none_get_one_line(folders, content):
+    (folders[1] / "tokenizer_config.json").write_text(content)
+    with pytest.raises(CheckpointError, match="holds no Gemma2Model with its tokenizer: .") as caught:
+        GemmaEncoder.from_folder(*folders)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_of_another_shape_are_named_and_nothing_else_is_said(folders, capfd):
+    described = folders[0] / "config.json"
+    described.write_text(json.dumps(json.loads(described.read_text()) | {"hidden_size": 30}))
+    capfd.readouterr()
+    with pytest.raises(CheckpointError, match="does not fit Gemma2Model: .* 24 tensors, such as embed"):
+        GemmaEncoder.from_folder(*folders)
+    assert capfd.readouterr() == ("", "")

@@ -4,7 +4,7 @@ import logging
 import pytest
 
 from lineardit.errors import PromptError
-from lineardit.text.prompt import check_prompts, sana_instruction, warn_of_cut
+from lineardit.text.prompt import check_prompts, check_text, sana_instruction, warn_of_cut
 
 
 def test_prompts_that_say_something_pass():
@@ -20,6 +20,23 @@ def test_an_empty_prompt_is_refused_with_an_example_of_one_that_passes(prompt):
 def test_among_several_prompts_the_empty_one_is_named():
     with pytest.raises(PromptError, match="prompt 2 of 3 is empty"):
         check_prompts(["a cat", " ", "a dog"])
+
+
+@pytest.mark.parametrize("half", ["\ud83d", "\udc08", "\udcff"])
+def test_half_of_a_character_is_refused_with_its_place(half):
+    complaint = r"^the prompt has half of a character, '.ud.{3}' at place 3\. Give the whole"
+    with pytest.raises(PromptError, match=complaint) as one:
+        check_prompts([f"a {half} cat"])
+    assert str(one.value).isascii()
+    with pytest.raises(PromptError, match="prompt 2 of 2 has half of a character"):
+        check_prompts(["a cat", half])
+    with pytest.raises(PromptError, match="^the negative prompt has half of a character"):
+        check_text(f"blurry{half}", "the negative prompt")
+
+
+def test_whole_characters_of_any_script_and_no_text_at_all_pass():
+    check_prompts(["\U0001f408 \u00e4\u4e2d"])
+    check_text("")
 
 
 def test_no_prompt_at_all_is_refused():

@@ -17,7 +17,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist.") from None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):  # the last for JSON that is nested too deeply
         raise CheckpointError(f"{path} is damaged, or is no JSON.") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is damaged: it holds no options.")

@@ -332,8 +332,10 @@ def _diffusers_options(path: Path) -> Mapping[str, Any]:
     """What newer files of diffusers say in their header: peft's options, each below `transformer.`."""
     try:
         options = json.loads(read_metadata(path).get(DIFFUSERS_METADATA, "{}"))
-    except ValueError:
-        raise CheckpointError(f"{path} has a header that is damaged.") from None
+    except (ValueError, RecursionError):
+        options = None
+    if not isinstance(options, dict):
+        raise CheckpointError(f"{path} has a header that is damaged: {DIFFUSERS_METADATA} holds no options.")
     return {
         key.removeprefix("transformer."): value
         for key, value in options.items()
@@ -373,11 +375,13 @@ def _factors(tensors: LazyTensors, options: Mapping[str, Any], path: Path) -> di
         down, up = _matrix(parts["down"], module, path), _matrix(parts["up"], module, path)
         if down.shape[0] != up.shape[1]:
             raise CheckpointError(f"{path} is damaged: the factors of {module} are of different ranks.")
-        given = float(parts["alpha"]) if "alpha" in parts else None
+        if not len(down):
+            raise CheckpointError(f"{path} is damaged: the factors of {module} have rank 0.")
+        given = _number(_plain(parts["alpha"]), f"{module}.alpha", path) if "alpha" in parts else None
         lengths = parts.get("magnitude")
         if (lengths is None and options.get("use_dora")) or (lengths is not None and len(lengths) != len(up)):
             raise CheckpointError(f"{path} is damaged: {module} lacks the {len(up)} magnitudes of a DoRA.")
-        factors[module] = Factors(down, up, _scale(module, len(down), given, options), lengths)
+        factors[module] = Factors(down, up, _scale(module, len(down), given, options, path), lengths)
     return factors
 
 
@@ -395,11 +399,46 @@ def _matrix(factor: Tensor, module: str, path: Path) -> Tensor:
     return factor
 
 
-def _scale(module: str, rank: int, alpha: float | None, options: Mapping[str, Any]) -> float:
+def _scale(module: str, rank: int, alpha: float | None, options: Mapping[str, Any], path: Path) -> float:
     """alpha / rank, or alpha / sqrt(rank) where the options say so; alpha is the rank if nothing says it."""
     if alpha is None:
-        patterns = options.get("alpha_pattern") or {}
-        # peft takes the pattern that ends the module's name.
-        matching = [value for key, value in patterns.items() if re.fullmatch(rf"(.*\.)?({key})", module)]
-        alpha = float(matching[0] if matching else options.get("lora_alpha", rank))
+        alpha = _pattern_alpha(module, options, path)
+    if alpha is None:
+        alpha = _number(options.get("lora_alpha", rank), "lora_alpha", path)
     return alpha / (math.sqrt(rank) if options.get("use_rslora") else rank)
+
+
+def _pattern_alpha(module: str, options: Mapping[str, Any], path: Path) -> float | None:
+    """That of the first pattern that ends the module's name, as peft takes it."""
+    patterns = options.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise CheckpointError(f"{path} is a LoRA with alpha_pattern={patterns!r:.80}: it must be an object.")
+    for key, value in patterns.items():
+        try:
+            matching = re.fullmatch(rf"(.*\.)?({key})", module)
+        except (re.error, RecursionError, OverflowError):
+            raise CheckpointError(
+                f"{path} is a LoRA with {key!r:.80} in alpha_pattern, which is no regular expression: "
+                "write a layer's name, such as 'to_q'."
+            ) from None
+        if matching:
+            return _number(value, f"alpha_pattern[{key!r:.60}]", path)
+    return None
+
+
+def _plain(tensor: Tensor) -> object:
+    return tensor.item() if tensor.numel() == 1 else tensor.tolist()
+
+
+def _number(value: object, name: str, path: Path) -> float:
+    """What `path` says as a finite number.
+
+    Raises:
+        CheckpointError: it says something else.
+    """
+    try:
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return float(value)
+    except OverflowError:
+        pass
+    raise CheckpointError(f"{path} is a LoRA with {name}={value!r:.80}: it must be a finite number.")

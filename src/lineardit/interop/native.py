@@ -159,7 +159,7 @@ def describe_model(folder: Path) -> tuple[dict[str, Summary], dict[str, Any]]:
         try:
             class_name, options = str(entry["class"]), entry["config"]
             written = Fingerprint(int(entry["size"]), str(entry["sha256"]))
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise CheckpointError(f"{folder / INDEX} is damaged at the component {name}.") from None
         if class_name not in REGISTRY:
             known = ", ".join(REGISTRY)
@@ -170,7 +170,7 @@ def describe_model(folder: Path) -> tuple[dict[str, Summary], dict[str, Any]]:
             raise CheckpointError(f"{folder / INDEX} is damaged at the component {name!r}.")
         try:
             config = REGISTRY[class_name](**options)
-        except ConfigError as error:
+        except (ConfigError, TypeError) as error:
             raise CheckpointError(f"{folder}: the configuration of {name} does not hold: {error}") from None
         file = folder / f"{name}.safetensors"
         size = file.stat().st_size if file.is_file() else None
@@ -349,7 +349,7 @@ def _read_index(folder: Path) -> dict[str, Any]:
         version, components, about = index["format"], index["components"], index["about"]
     except FileNotFoundError:
         raise CheckpointError(f"{folder} holds no model: there is no {INDEX} in it.") from None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise CheckpointError(f"{path} is damaged, or is no description of a model.") from None
     if version != FORMAT:
         raise CheckpointError(f"{folder} has format {version!r}; this version of lineardit reads {FORMAT}.")

@@ -160,7 +160,7 @@ def _pipeline(path: Path, variant: str | None) -> Place:
     if kind not in PIPELINES:
         raise CheckpointError(f"{path} is a {kind}. What is read here is one of {', '.join(PIPELINES)}.")
     classes = {
-        name: value[1]
+        name: str(value[1])
         for name, value in index.items()
         if isinstance(value, list) and len(value) == 2 and value[1] is not None
     }

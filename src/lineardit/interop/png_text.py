@@ -6,6 +6,7 @@ since that is what other programs read.
 
 import json
 import re
+import warnings
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -66,10 +67,14 @@ def read_png_text(source: Path | BytesIO) -> PictureText:
     """
     name = source if isinstance(source, Path) else "the picture"
     try:
-        with Image.open(source, formats=("PNG",)) as picture:
-            info = dict(picture.info)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what Pillow says of many pixels, which are not decoded here
+            with Image.open(source, formats=("PNG",)) as picture:
+                info = dict(picture.info)
     except FileNotFoundError:
         raise InputError(f"{name} does not exist.") from None
+    except Image.DecompressionBombError:
+        raise InputError(f"{name} cannot be read as a PNG picture: it claims too many pixels.") from None
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         reason = "it is not one" if isinstance(error, UnidentifiedImageError) else str(error)
         raise InputError(f"{name} cannot be read as a PNG picture: {reason}.") from None

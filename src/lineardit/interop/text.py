@@ -167,7 +167,7 @@ def _read_options(path: Path) -> dict[str, Any]:
         options = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read ({error.strerror}).") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is no JSON: {error}.") from None
     if not isinstance(options, dict):
         raise CheckpointError(f"{path} does not hold options.")

@@ -1,6 +1,6 @@
 """The text encoders of published models, through the optional package transformers."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
@@ -17,6 +17,9 @@ from lineardit.text.embedding import TextEmbedding
 from lineardit.text.prompt import sana_instruction, warn_of_cut
 
 Encoder = TypeVar("Encoder", bound="PublishedEncoder")
+
+# Without the second one transformers asks at the terminal whether to run the code that a folder brings along.
+_LOCAL: Mapping[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
 class PublishedEncoder:
@@ -59,11 +62,12 @@ class PublishedEncoder:
             tokenizer = _tokenizer(transformers, tokenizer_folder or folder)
             model, report = getattr(transformers, cls.model_class).from_pretrained(
                 folder,
-                local_files_only=True,
+                **_LOCAL,
                 use_safetensors=True,
                 dtype=dtype,
                 variant=variant,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are in what it tells, and refused below
             )
         # transformers draws at random what it does not find.
         lacking = [*report["missing_keys"], *(key[0] for key in report["mismatched_keys"])]
@@ -84,7 +88,7 @@ class PublishedEncoder:
         """
         with _reading(cls.model_class, folder) as transformers:
             tokenizer = _tokenizer(transformers, tokenizer_folder)
-            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+            config = transformers.AutoConfig.from_pretrained(folder, **_LOCAL)
             with _parameters_on_meta(config.dtype or stored):
                 model = getattr(transformers, cls.model_class)(config)
         return cls(model, tokenizer)
@@ -166,21 +170,26 @@ def _reading(model_class: str, folder: Path) -> Iterator[Any]:
     if find_spec("transformers") is None:
         raise MissingExtraError("transformers", "hub", f"the text encoder {model_class}")
     transformers = import_module("transformers")
-    bars = transformers.utils.logging
-    shown = bars.is_progress_bar_enabled()
-    bars.disable_progress_bar()  # what is printed while a model loads is up to who loads it
+    log = transformers.utils.logging
+    shown, level = log.is_progress_bar_enabled(), log.get_verbosity()
+    # What is printed while a model loads is up to who loads it, and what does not fit is an error of ours.
+    log.disable_progress_bar()
+    log.set_verbosity_error()
     try:
         yield transformers
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # strangers' files make these libraries raise anything
+        if isinstance(error, MemoryError) or type(error) is RuntimeError:  # torch's, where memory is short
+            raise
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise CheckpointError(f"{folder} holds no {model_class} with its tokenizer: {reason}") from None
     finally:
+        log.set_verbosity(level)
         if shown:
-            bars.enable_progress_bar()
+            log.enable_progress_bar()
 
 
 def _tokenizer(transformers: Any, folder: Path) -> Callable[..., Any]:
-    read: Callable[..., Any] = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    read: Callable[..., Any] = transformers.AutoTokenizer.from_pretrained(folder, **_LOCAL)
     return read
 
 

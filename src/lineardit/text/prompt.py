@@ -16,14 +16,31 @@ def check_prompts(prompts: Sequence[str]) -> None:
     """Let only prompts through that say something.
 
     Raises:
-        PromptError: there is no prompt, or one is empty or only blanks.
+        PromptError: there is no prompt, one is empty or only blanks, or as `check_text`.
     """
     if not prompts:
         raise PromptError('no prompt was given. Say what to draw, as in "a red apple left of a cat".')
     for number, prompt in enumerate(prompts, start=1):
+        which = "the prompt" if len(prompts) == 1 else f"prompt {number} of {len(prompts)}"
+        check_text(prompt, which)
         if not prompt.strip():
-            which = "the prompt" if len(prompts) == 1 else f"prompt {number} of {len(prompts)}"
             raise PromptError(f'{which} is empty. Say what to draw, as in "a red apple left of a cat".')
+
+
+def check_text(text: str, which: str = "the prompt") -> None:
+    """Let only text through that is whole characters, for prompts and negative prompts; empty ones are.
+
+    Half of a character is what JSON makes of a lone "\\ud83d", and Python of an argument that is no UTF-8.
+
+    Raises:
+        PromptError: it has half of a character; `which` is what the error calls it.
+    """
+    at = next((number for number, letter in enumerate(text) if "\ud800" <= letter <= "\udfff"), None)
+    if at is not None:
+        raise PromptError(
+            f"{which} has half of a character, {ascii(text[at])} at place {at + 1}. "
+            "Give the whole character as UTF-8, or leave it out."
+        )
 
 
 def warn_of_cut(prompt: str, end: int, budget: int) -> None:
