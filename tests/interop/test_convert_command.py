@@ -21,6 +21,7 @@ from lineardit.interop.native import save_model
 from lineardit.interop.pickles import open_pickle
 from lineardit.interop.place import Place
 from lineardit.interop.places import open_place
+from lineardit.interop.text import load_text_encoder
 from lineardit.nn.offload import offloaded
 from lineardit.pipeline import Pipeline
 
@@ -113,6 +114,14 @@ def test_one_network_of_a_model_is_written_alone(
     assert "holds no vae, only transformer, autoencoder, text_encoder." in error
 
 
+def test_our_text_encoder_is_written_alone_with_its_vocabulary(tiny_model: Path, tmp_path: Path) -> None:
+    assert main(["convert", str(tiny_model), str(tmp_path / "out"), "--part", "text_encoder"]) == 0
+    found, wanted = load_text_encoder(tmp_path / "out"), load_text_encoder(tiny_model)
+    prompts = ["a red apple left of a cat"]
+    assert torch.equal(found.encode(prompts).embeddings, wanted.encode(prompts).embeddings)
+    assert list(open_place(tmp_path / "out").networks) == ["text_encoder"]
+
+
 def test_what_has_no_place_is_named(
     narrow: TransformerConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -203,6 +212,39 @@ def test_nothing_is_overwritten_without_force(
     (work / "thesis.tex").write_text("years of work")
     assert main(["convert", str(published / "vae"), str(work), "--force"]) == 2
     assert "holds something that is no model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        '{"theme": "dark"}',
+        '{"_class_name": "UNet2DConditionModel"}',
+        '{"_class_name": ["SanaTransformer2DModel"]}',
+        '{"_class_name": null}',
+        '["SanaTransformer2DModel"]',
+        "{",
+        pytest.param("[" * 100_000, id="deep"),
+    ],
+)
+@pytest.mark.parametrize("format", ["native", "diffusers"])
+def test_a_folder_with_the_configuration_of_another_program_is_never_replaced(
+    published: Path, tmp_path: Path, described: str, format: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    (work / "config.json").write_text(described)
+    (work / "thesis.tex").write_text("years of work")
+    assert main(["convert", str(published / "vae"), str(work), "--format", format, "--force"]) == 2
+    assert "holds something that is no model" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["config.json", "thesis.tex", "work"]
+
+
+def test_one_network_of_diffusers_is_a_model_that_force_replaces(published: Path, tmp_path: Path) -> None:
+    for name in ("vae", "transformer"):
+        out = tmp_path / name
+        shutil.copytree(published / name, out)
+        assert main(["convert", str(published / "vae"), str(out), "--format", "diffusers", "--force"]) == 0
+        assert list(open_place(out).networks) == ["autoencoder"]
 
 
 @pytest.mark.parametrize("format", ["native", "diffusers", "official"])

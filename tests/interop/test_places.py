@@ -221,6 +221,11 @@ def cut(path: Path) -> None:
         ),
         (lambda at: (at / "vae" / WEIGHTS).unlink(), "vae holds no weights: there is no diffusion_pytorch"),
         (lambda at: (at / "transformer" / "config.json").write_text("{"), "config.json is damaged"),
+        (lambda at: (at / "vae" / "config.json").write_text("[" * 100_000), "config.json is damaged"),
+        (
+            lambda at: change(at / "model_index.json", text_encoder=["transformers", ["Gemma2Model"]]),
+            r"the text encoder is a \[.Gemma2Model.\]. Read are Gemma2Model",
+        ),
         (lambda at: shutil.rmtree(at / "tokenizer"), "no folder tokenizer beside it"),
         (lambda at: (at / "lineardit.json").write_text("{}"), "holds two models"),
         (
@@ -325,7 +330,39 @@ def test_a_hub_id_that_is_at_hand_is_read_without_asking_the_network(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     assert open_place("somebody/sana").path == published
+    patterns = asked[0].pop("allow_patterns")
     assert asked == [{"name": "somebody/sana", "local_files_only": True}]
+    assert {"*.json", "*.safetensors", "checkpoints/*.pth"} <= {*patterns}
+
+
+def test_a_model_that_was_fetched_before_is_found_without_asking_the_network(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As huggingface_hub keeps it: with a list of all files of the model, of which not all were wanted."""
+    import huggingface_hub
+
+    commit, kept = "0123456789" * 4, tmp_path / "hub" / "models--somebody--sana"
+    snapshot = kept / "snapshots" / commit
+    shutil.copytree(published, snapshot)
+    files = [str(path.relative_to(snapshot)) for path in snapshot.rglob("*") if path.is_file()]
+    listed = {name: {"size": 1, "blob_id": "0" * 40} for name in [*files, "README.md", ".gitattributes"]}
+    for name, content in (
+        ("refs/main", commit),
+        (f"trees/{commit}.json", json.dumps({"format_version": 1, "files": listed})),
+    ):
+        (kept / name).parent.mkdir()
+        (kept / name).write_text(content)
+    asked: list[dict[str, Any]] = []
+    download = huggingface_hub.snapshot_download
+
+    def counted(name: str, **options: Any) -> str:
+        asked.append(options)
+        return str(download(name, **options))
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", counted)
+    assert open_place("somebody/sana").path.resolve() == snapshot.resolve()
+    assert [options.get("local_files_only") for options in asked] == [True]
 
 
 def test_one_official_file_of_a_hub_id_is_a_place(

@@ -4,9 +4,11 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
+
+from lineardit.errors import OutputError
 
 UNFINISHED = ".unfinished-"
 """What the names of folders begin with that are being written or removed."""
@@ -44,13 +46,21 @@ def new_folder(final: Path) -> Iterator[Path]:
     """A hidden folder to write into, which is synced and becomes `final` at once if nothing is raised.
 
     What is called `final` is complete at any time. Where one is replaced, two renames follow each other:
-    a process killed between them leaves the old one aside, and the next call puts it back.
+    a process killed between them leaves the old one aside, and the next call puts it back. Where `final` is
+    a link, the folder that it leads to is replaced, and it stays a link.
+
+    Raises:
+        OutputError: `final` is the root of all folders.
     """
+    # Unlike Path.resolve it says nothing of links in a circle, over which the second rename fails.
+    final = Path(os.path.realpath(final))
+    if not final.name:
+        raise OutputError(f"{final} is the root of all folders and cannot be replaced. Choose another place.")
     unfinished, replaced = (final.with_name(f"{mark}{final.name}") for mark in (UNFINISHED, REPLACED))
-    shutil.rmtree(unfinished, ignore_errors=True)
-    if replaced.exists() and not final.exists():
+    _remove(unfinished)
+    if os.path.lexists(replaced) and not final.exists():
         os.rename(replaced, final)
-    shutil.rmtree(replaced, ignore_errors=True)
+    _remove(replaced)
     try:
         unfinished.mkdir(parents=True)
         yield unfinished
@@ -61,15 +71,24 @@ def new_folder(final: Path) -> Iterator[Path]:
             os.rename(final, replaced)
         os.rename(unfinished, final)
     except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        _remove(unfinished)
         raise
     sync(final.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+    _remove(replaced)
 
 
 def remove_folder(path: Path) -> None:
     """Remove a folder so that, even when killed halfway, nothing incomplete stays under its name."""
     doomed = path.with_name(f"{UNFINISHED}{path.name}")
-    shutil.rmtree(doomed, ignore_errors=True)
+    _remove(doomed)
     os.rename(path, doomed)
     shutil.rmtree(doomed)
+
+
+def _remove(leftover: Path) -> None:
+    """Remove a folder, a file or a link as far as possible; it may be none."""
+    if leftover.is_dir() and not leftover.is_symlink():
+        shutil.rmtree(leftover, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            leftover.unlink()

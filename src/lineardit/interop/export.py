@@ -13,7 +13,7 @@ from lineardit.autoencoder.model import Autoencoder
 from lineardit.config.article import ArticleAutoencoderConfig, ArticleConfig
 from lineardit.config.dit import DiTConfig
 from lineardit.config.models import AutoencoderConfig, Config, TransformerConfig
-from lineardit.errors import InputError, OutputError
+from lineardit.errors import CheckpointError, InputError, OutputError
 from lineardit.interop.diffusers import (
     controlnet_renaming,
     to_diffusers_autoencoder,
@@ -30,6 +30,7 @@ from lineardit.interop.diffusers_config import (
     transformer_config_to_diffusers,
 )
 from lineardit.interop.durable import new_folder, sync
+from lineardit.interop.json_files import read_json
 from lineardit.interop.lora import loras
 from lineardit.interop.native import INDEX, autoencoder_component, save_model
 from lineardit.interop.official import (
@@ -39,6 +40,7 @@ from lineardit.interop.official import (
 )
 from lineardit.interop.pickles import SUFFIXES, write_pickle
 from lineardit.interop.place import SPARE_SUFFIX, Network, Place
+from lineardit.interop.places import NETWORK_CLASSES
 from lineardit.interop.published_text import PUBLISHED_TEXT
 from lineardit.interop.schedulers import sampling_to_scheduler
 from lineardit.interop.shards import write_file, write_weights
@@ -58,7 +60,7 @@ DIFFUSERS = "0.42.1"
 
 _FOLDERS = {"transformer": "transformer", "autoencoder": "vae", "controlnet": "controlnet"}
 _OFFICIAL_FILES = {"transformer": "transformer.pth", "autoencoder": "autoencoder.safetensors"}
-_MARKS = (INDEX, PIPELINE_INDEX, "config.json", *_OFFICIAL_FILES.values())
+_MARKS = (INDEX, PIPELINE_INDEX, *_OFFICIAL_FILES.values())
 
 
 @dataclass(frozen=True)
@@ -199,8 +201,16 @@ def check_free(out: Path, force: bool) -> None:
         return
     if not force:
         raise OutputError(f"{out} exists. Add --force to replace it, or choose another place.")
-    if out.is_dir() and not any((out / mark).is_file() for mark in _MARKS):
+    if out.is_dir() and not any((out / mark).is_file() for mark in _MARKS) and not _is_network(out):
         raise OutputError(f"{out} holds something that is no model. Choose another place.")
+
+
+def _is_network(folder: Path) -> bool:
+    """Whether it is one network as diffusers writes it: many other programs have a config.json, too."""
+    try:
+        return read_json(folder / "config.json").get("_class_name") in NETWORK_CLASSES
+    except CheckpointError:
+        return False
 
 
 def _heard(tensors: LazyTensors, on_tensor: Callable[[str], None] | None) -> LazyTensors:

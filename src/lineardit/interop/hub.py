@@ -26,18 +26,16 @@ def resolve(place: str | Path) -> Path:
     if path.exists():
         return path
     if isinstance(place, str) and (named := _HUB_FILE.fullmatch(place)):
-        return _fetched(place, named[1], "hf_hub_download", {"filename": named[2]}, {})
+        return _fetched(place, named[1], "hf_hub_download", {"filename": named[2]})
     if not isinstance(place, str) or not _HUB_ID.fullmatch(place):
         raise CheckpointError(
             f"{place} is no folder and no file here. Give one, or a hub id such as NAME/MODEL."
         )
-    return _fetched(place, place, "snapshot_download", {}, {"allow_patterns": list(_HUB_FILES)})
+    return _fetched(place, place, "snapshot_download", {"allow_patterns": list(_HUB_FILES)})
 
 
-def _fetched(
-    place: str, name: str, function: str, wanted: Mapping[str, Any], when_fetched: Mapping[str, Any]
-) -> Path:
-    """The local copy of what a hub has under `name`, and only if there is none a fetched one."""
+def _fetched(place: str, name: str, function: str, wanted: Mapping[str, Any]) -> Path:
+    """The local copy of what is wanted of `name` on a hub, and only if there is none a fetched one."""
     if find_spec("huggingface_hub") is None:
         raise MissingExtraError("huggingface_hub", "hub", f"{place} is no folder here; a hub id")
     download: Callable[..., str] = getattr(import_module("huggingface_hub"), function)
@@ -46,7 +44,7 @@ def _fetched(
     except Exception:  # nothing local, whatever the library calls it
         pass
     try:
-        return Path(download(name, **wanted, **when_fetched))
+        return Path(download(name, **wanted))
     except Exception as error:  # no network, no such model, no permission: many kinds, one meaning
         raise CheckpointError(
             f"{place} is no folder here, not among the models that huggingface_hub has at hand, and could "

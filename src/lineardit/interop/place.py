@@ -66,10 +66,15 @@ class Place:
         return [name for name in ("transformer", "autoencoder", "text_encoder") if name not in held]
 
     def only(self, part: str) -> "Place":
-        """One of its networks alone. Raises `InputError` where there is none of that name."""
+        """One of its networks alone, a text encoder of ours with its vocabulary.
+
+        Raises:
+            InputError: there is none of that name.
+        """
         if part not in self.networks:
             raise InputError(f"{self.path} holds no {part}, only {', '.join(self.networks)}.")
-        return replace(self, networks={part: self.networks[part]}, text=None, files={})
+        files = self.files if part == "text_encoder" else {}
+        return replace(self, networks={part: self.networks[part]}, text=None, files=files)
 
     @property
     def draws_classes(self) -> bool:
