@@ -26,7 +26,8 @@ def convert(
     part: Annotated[
         str | None,
         typer.Option(
-            help="Write this network alone: transformer, autoencoder or controlnet.", show_default=False
+            help="Write this network alone: transformer, autoencoder, controlnet, or a text_encoder of ours.",
+            show_default=False,
         ),
     ] = None,
     dtype: Annotated[
