@@ -196,6 +196,7 @@ def test_a_prompt_beyond_the_budget_is_cut_and_the_rest_named(
         (lambda pipe: pipe(CAT, seed=-1), InputError, "seed=-1 is not between"),
         (lambda pipe: pipe([CAT, CAT], seed=LARGEST_SEED), InputError, f"seed={LARGEST_SEED + 1} is not"),
         (lambda pipe: pipe(CAT, ["a", "b"]), InputError, "2 negative prompts for 1 prompts"),
+        (lambda pipe: pipe(CAT, "blurry\udcff"), PromptError, "^the negative prompt has half of a character"),
         (lambda pipe: pipe(CAT, num_images_per_prompt=0), InputError, "num_images_per_prompt=0 is not"),
         (lambda pipe: pipe.draw(pipe.plan(CAT), batch_size=-1), InputError, "batch_size=-1 is not"),
         (lambda pipe: pipe.draw(pipe.plan(CAT), batch_size=0), InputError, "batch_size=0 is not"),

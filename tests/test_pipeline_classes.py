@@ -96,6 +96,7 @@ def test_a_plan_says_what_drawing_would_refuse(pipe: Pipeline, options: dict[str
     with pytest.raises(InputError, match=message):
         pipe.plan("cat", **options)
     pipe.plan("cat", negative_prompt=" dog ", num_inference_steps=1000)
+    pipe.plan("cat", negative_prompt="owl", guidance_scale=1.0)  # which never reads it
     assert torch.equal(pipe("cat", "  ", output_type="pt").images, pipe("cat", output_type="pt").images)
 
 

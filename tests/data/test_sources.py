@@ -55,6 +55,30 @@ def test_a_folder_of_two_kinds_is_refused(tmp_path: Path, names: list[str], mess
         open_source([str(tmp_path)])
 
 
+@pytest.mark.parametrize("beside", ["0.tar", "0.png"])
+def test_a_parquet_file_that_only_names_pictures_or_is_cut_off_hides_nothing(
+    tmp_path: Path, beside: str
+) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    write(tmp_path / beside)
+    parquet.write_table(pyarrow.Table.from_pylist([{"image": "0.png"}]), tmp_path / "index.parquet")
+    (tmp_path / "cut.parquet").write_bytes(b"PAR1")
+    found = open_source([str(tmp_path)])
+    assert isinstance(found, WebDatasetSource if beside.endswith("tar") else FolderSource)
+    (tmp_path / beside).unlink()
+    with pytest.raises(InputError, match="cut.parquet is damaged, or no parquet"):
+        open_source([str(tmp_path)])
+    (tmp_path / "cut.parquet").unlink()
+    source = open_source([str(tmp_path)])
+    record = source[0]
+    assert len(source) == 1
+    assert record.picture is not None
+    with pytest.raises(OSError, match="it is only a path, which is not followed"):
+        record.picture.read()
+
+
 def test_parquet_files_without_pictures_hide_no_pictures_and_no_tars(tmp_path: Path) -> None:
     write(tmp_path / "pictures" / "00000" / "0.jpg")
     write(tmp_path / "pictures" / "captions.parquet")

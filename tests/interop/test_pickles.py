@@ -176,3 +176,13 @@ class Stranger:
 def test_what_a_pickle_wants_to_call_is_named(tmp_path: Path, new: bool) -> None:
     torch.save({"x": Stranger()}, tmp_path / "x.pth", _use_new_zipfile_serialization=new)
     refused(tmp_path / "x.pth", r"wants to call collections\.deque while it is read, which could run code")
+
+
+def test_a_checkpoint_without_checksums_is_read(tmp_path: Path) -> None:
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"weight": torch.arange(6.0)}, tmp_path / "plain.pth")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    assert torch.equal(open_pickle(tmp_path / "plain.pth")["weight"], torch.arange(6.0))

@@ -181,7 +181,7 @@ def test_torch_compile_takes_the_operators_whole() -> None:
 @pytest.mark.usefixtures("unchecked")
 def test_kernels_that_agree_with_the_definition_are_not_refused() -> None:
     with torch.inference_mode():  # as whoever draws asks
-        assert operators.refusal(DEVICE) is None
+        assert operators.refusal(DEVICE, 32) is None
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -202,10 +202,9 @@ def test_heads_that_are_too_large_for_a_gpu_are_refused_and_others_are_not(
             return triton_attention.state(key, *given)
 
     monkeypatch.setattr(operators, "_kernels", lambda: Small)
-    assert operators.refusal(DEVICE) is operators.refusal(DEVICE, 16) is None
+    assert operators.refusal(DEVICE, 32) is operators.refusal(DEVICE, 16) is None
     refused = operators.refusal(DEVICE, 64)
     assert refused is not None and "out of resource: shared memory" in refused
-    assert operators.refusal(DEVICE, 32) is None
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -248,7 +247,7 @@ def test_kernels_that_are_wrong_or_break_are_refused_with_the_reason(
         applied_backward = staticmethod(triton_attention.applied_backward)
 
     monkeypatch.setattr(operators, "_kernels", lambda: Broken)
-    refused = operators.refusal(DEVICE)
+    refused = operators.refusal(DEVICE, 32)
     assert refused is not None
     with pytest.raises(AssertionError, match=reason):
         raise AssertionError(refused)

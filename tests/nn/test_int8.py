@@ -4,11 +4,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lineardit.config.dit import DiTConfig, LinearDiTConfig, SoftmaxDiTConfig
 from lineardit.config.models import TransformerConfig
 from lineardit.errors import InputError
 from lineardit.nn.attention import CrossAttention
 from lineardit.nn.int8 import Int8Linear, quantize_linears
 from lineardit.nn.wide import Linear
+from lineardit.transformer.dit import DiT, LinearDiT, SoftmaxDiT
 from lineardit.transformer.model import Transformer
 
 
@@ -44,6 +46,15 @@ def test_weights_take_a_quarter_of_float32_and_keys_and_values_of_prompts_stay()
     assert isinstance(layer.to_q, Int8Linear) and isinstance(layer.to_out, Int8Linear)
     assert type(layer.to_kv) is Linear
     assert layer.to_q.weight.dtype == torch.int8 and layer.to_q.weight.shape == (64, 64)
+
+
+@pytest.mark.parametrize(("kind", "config"), [(LinearDiT, LinearDiTConfig), (SoftmaxDiT, SoftmaxDiTConfig)])
+def test_of_a_dit_what_steers_the_tokens_stays_exact(kind: type[DiT], config: type[DiTConfig]) -> None:
+    model = kind(config(input_dim=16, hidden_size=32, num_layers=2, num_heads=2))
+    assert quantize_linears(model.blocks) == 2 * 4
+    kinds = {name: type(each) for name, each in model.blocks[0].named_modules()}
+    assert kinds["to_table"] is Linear
+    assert kinds["attention.to_qkv"] is kinds["feed_forward.expand"] is Int8Linear
 
 
 def test_what_cannot_be_quantized_says_why() -> None:

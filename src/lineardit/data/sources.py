@@ -96,13 +96,18 @@ def _folder(path: Path, columns: CaptionColumns | None, classes: ClassRule | Non
     tars = _visible(path, "*.tar")
     tables = [each for each in _visible(path, "**/*.parquet") if each.name not in NAMES]
     picture = first_picture(path) if tars or tables else None
-    try:
-        known = {table: parquet_columns(table) for table in tables}
-    except MissingExtraError:
-        if not tars and picture is None:
-            raise
-        known = {}
-    pictured = [table for table, names in known.items() if picture_column(names)]
+    known: dict[Path, dict[str, bool]] = {}
+    for table in tables:
+        try:
+            known[table] = parquet_columns(table)
+        except (InputError, MissingExtraError):
+            if not tars and picture is None:
+                raise
+    pictured = [
+        table
+        for table, names in known.items()
+        if picture_column([name for name, holds_bytes in names.items() if holds_bytes])
+    ]
     kinds = [*([] if picture is None else [path / picture]), *tars[:1], *pictured[:1]]
     if len(kinds) > 1:
         one, other = kinds[:2]
@@ -117,8 +122,9 @@ def _folder(path: Path, columns: CaptionColumns | None, classes: ClassRule | Non
         return WebDatasetSource(tars, columns, classes)
     if picture is not None or not tables:
         return FolderSource(path, columns, classes)
-    rows = DatasetSource(ParquetRows(pictured or tables), columns, classes=classes, name=path.name)
-    strays = [_without_pictures(path, table, known[table]) for table in tables if table not in pictured]
+    read = pictured or tables
+    rows = DatasetSource(ParquetRows(read), columns, classes=classes, name=path.name)
+    strays = [_without_pictures(path, table, [*known[table]]) for table in tables if table not in read]
     return JoinedSource([(path.name, rows), (path.name, strays)]) if strays else rows
 
 

@@ -15,6 +15,8 @@ FILE_NAME = "file_name"
 """The column that says which picture a row is about, relative to the folder of the table."""
 NAMES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 """What a table is called, in the order in which they are looked for."""
+_BYTES = ("binary", "large_binary", "fixed_size_binary", "struct")
+"""What the types of columns begin with that hold them, as Arrow writes types."""
 WEIGHT, WEIGHTS = "weight", "weights"
 """The columns of the weights of captions, which are numbers in CSV too."""
 LONGEST_ROW = 2**22
@@ -58,8 +60,10 @@ def pyarrow_parquet(path: Path) -> Any:
     return import_module("pyarrow.parquet")
 
 
-def parquet_columns(path: Path) -> list[str]:
-    """What the columns of a parquet file are called; no row is read.
+def parquet_columns(path: Path) -> dict[str, bool]:
+    """What the columns of a parquet file are called, and whether they hold bytes; no row is read.
+
+    Pictures are bytes, alone or in a structure; texts only name them.
 
     Raises:
         InputError: it is damaged or no parquet.
@@ -67,7 +71,7 @@ def parquet_columns(path: Path) -> list[str]:
     """
     parquet = pyarrow_parquet(path)
     try:
-        return [str(name) for name in parquet.read_schema(path).names]
+        return {str(field.name): str(field.type).startswith(_BYTES) for field in parquet.read_schema(path)}
     except Exception as error:  # what pyarrow raises for damage is of many kinds
         raise InputError(f"{path} is damaged, or no parquet ({type(error).__name__}).") from None
 

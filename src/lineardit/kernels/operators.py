@@ -18,8 +18,6 @@ from lineardit.kernels import native
 from lineardit.kernels.reference import quadratic_linear_attention
 
 HAS_TRITON = find_spec("triton") is not None
-USUAL_BLOCK = 32
-"""Of SANA's heads."""
 LARGEST_HEAD = 128
 """Channels of a head whose (d, e) state a program of the kernels can hold."""
 CHECKED_TO = 1e-3
@@ -84,7 +82,7 @@ def block_of(head: int) -> int:
 
 
 @cache
-def refusal(device: torch.device, block: int = USUAL_BLOCK) -> str | None:
+def refusal(device: torch.device, block: int) -> str | None:
     """Why the kernels must not be used on `device`, or None: they agree with the definition, checked once.
 
     For heads that are read in `block` channels: large ones may be too much for the memory of a small GPU.
@@ -121,7 +119,7 @@ def refused(check: Callable[[torch.device], float], device: torch.device, instea
     return reason
 
 
-def disagreement(device: torch.device, block: int = USUAL_BLOCK) -> float:
+def disagreement(device: torch.device, block: int) -> float:
     """The largest error of the kernels' output and gradients, each over the definition's largest number.
 
     Heads are somewhat smaller than `block` channels.

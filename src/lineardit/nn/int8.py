@@ -64,6 +64,8 @@ def quantize_blocks(transformer: nn.Module) -> None:
 
 
 _SCALE_BYTES = torch.float32.itemsize
+_EXACT = "to_kv", "to_table"
+"""Read once a picture, or what steers every token: rounding them saves little."""
 _NOTHING = "there is no linear layer to quantize: the model is quantized already, or has none of the kind."
 
 
@@ -73,7 +75,7 @@ def _to_quantize(model: nn.Module) -> list[tuple[nn.Module, str, Linear]]:
         (parent, name, layer)
         for parent in model.modules()
         for name, layer in parent.named_children()
-        if type(layer) is Linear and name != "to_kv"
+        if type(layer) is Linear and name not in _EXACT
     ]
     if not found:
         raise InputError(_NOTHING)

@@ -21,8 +21,8 @@ class Compiled:
     def __init__(self, transformer: Transformer) -> None:
         device = next(transformer.parameters()).device
         if device.type == "cuda":  # before anything is traced: then it would be too late
-            for family in (operators, pass_operators):
-                family.refusal(device)
+            operators.refusal(device, operators.block_of(transformer.config.head_dim))
+            pass_operators.refusal(device)
         self._step: Any = torch.compile(transformer, **_options(device))
 
     def __call__(

@@ -40,6 +40,7 @@ from lineardit.pipeline.settings import (
 )
 from lineardit.pipeline.trajectory import FlowTrajectory, Trajectory
 from lineardit.text.embedding import TextEncoder
+from lineardit.text.prompt import check_text
 from lineardit.transformer.article import ArticleSana
 from lineardit.transformer.controlnet import ControlNet
 from lineardit.transformer.denoiser import Denoiser
@@ -403,8 +404,8 @@ class Pipeline(Model):
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         self._conditioning.check(prompts)
         negatives = negatives_for(prompts, negative_prompt)
-        if said := [each for each in negatives if each.strip()]:
-            self._conditioning.check(said)
+        for each in negatives:
+            check_text(each, "the negative prompt")
         if num_images_per_prompt < 1:
             raise InputError(
                 f"num_images_per_prompt={num_images_per_prompt} is not a positive number. Use 1 or more."
@@ -414,6 +415,8 @@ class Pipeline(Model):
         scale = self.sampling.guidance_scale if guidance_scale is None else guidance_scale
         steps = self.sampling.num_inference_steps if num_inference_steps is None else num_inference_steps
         self._trajectory.check(sampler, checked_steps(steps))
+        if checked_scale(scale) != 1 and (said := [each for each in negatives if each.strip()]):
+            self._conditioning.check(said)
         sides = [self._side(name, side) for name, side in (("height", height), ("width", width))]
         followed = self._followed(controlnet_conditioning_scale)
         self.check_memory(
@@ -432,7 +435,7 @@ class Pipeline(Model):
                 height=sides[0],
                 width=sides[1],
                 num_inference_steps=steps,
-                guidance_scale=checked_scale(scale),
+                guidance_scale=float(scale),
                 sampler=sampler,
                 seed=each,
                 model=self.description + followed,

@@ -128,9 +128,9 @@ class DiT(nn.Module):
     ) -> Float[Tensor, "b *out"]:
         """The noise in `noisy_input` at 0 <= timestep < num_steps, in the dtype of the weights.
 
-        Without `class_labels`, and where a label is `num_classes`, the null class, it is unconditional.
-        A compiled model does not look at the values of timesteps and labels: that would stall the device. On
-        the meta device, and where only shapes are followed, there are none.
+        Of float16 weights it is float32. Without `class_labels`, and where a label is `num_classes`, the null
+        class, it is unconditional. A compiled model does not look at the values of timesteps and labels: that
+        would stall the device. On the meta device, and where only shapes are followed, there are none.
 
         Raises:
             ShapeError: another number of axes, of numbers per token, or of timesteps; a side that
