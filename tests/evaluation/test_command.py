@@ -173,6 +173,7 @@ def test_only_pictures_that_are_shown_stay_in_memory(
         (["scenes", "--lpips", "there"], "--lpips goes with reconstruction, not with scenes."),
         (["latents", "--inception", "there"], "--inception goes with reconstruction, not with latents."),
         (["latents", "--guidance-scale", "3"], "--guidance-scale goes with scenes, not with latents."),
+        (["latents", "--guidance-scale", "0"], "--guidance-scale goes with scenes, not with latents."),
         (["latents", "--num-inference-steps", "5"], "--num-inference-steps goes with scenes, not with"),
         (["reconstruction", "--sampler", "euler"], "--sampler goes with scenes, not with reconstruction."),
         (["reconstruction", "--detector", "there"], "--detector goes with scenes, not with reconstruction."),

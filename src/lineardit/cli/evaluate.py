@@ -158,7 +158,7 @@ def evaluate(
     if what == "scenes":
         _check_goes_with(what, "reconstruction", {"pictures": pictures})
     drawing = {
-        "lora": lora,
+        "lora": lora or None,
         "detector": detector,
         "quantize": quantize,
         "sampler": sampler,
@@ -210,7 +210,7 @@ def evaluate(
 def _check_goes_with(what: str, wanted: str, given: Mapping[str, object]) -> None:
     """Refuse options that would change nothing of what is measured."""
     for name, value in given.items():
-        if what != wanted and value:
+        if what != wanted and value is not None:
             raise InputError(f"--{name.replace('_', '-')} goes with {wanted}, not with {what}. Leave it out.")
 
 
